@@ -1,0 +1,109 @@
+"""The token-level policy-gradient loss of GRPO with its KL term."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def k3_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """Per-token estimate of KL(policy || reference): exp(ref - logp) - (ref - logp) - 1, never negative.
+
+    Source: DeepSeekMath (arXiv 2402.03300), eq. 4; the estimator k3 of Schulman, "Approximating KL Divergence".
+
+    Args:
+        logps: [N, T], nats, of the drawn tokens under the policy.
+        ref_logps: [N, T], nats, under the reference.
+
+    Returns:
+        [N, T], nats, with gradient.
+    """
+    log_ratio = ref_logps - logps
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def policy_loss(
+    logps: Tensor,
+    ref_logps: Tensor,
+    token_advantages: Tensor,
+    mask: Tensor,
+    *,
+    beta: float = 0.01,
+    old_logps: Tensor | None = None,
+    clip_low: float | None = None,
+    clip_high: float | None = None,
+    denominator: Tensor | float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum over counted tokens of -(ratio * A - beta * k3), divided by one explicit denominator.
+
+    The KL term stays on every counted token, whatever its advantage. Masked positions may hold anything, inf and nan
+    included: they reach neither the loss nor the gradient.
+
+    Source: DeepSeekMath (arXiv 2402.03300), eq. 3, averaged over the batch's tokens as in T2I-R1 GRPO; the on-policy
+    case is the published one. Separate clip bounds as in DAPO (arXiv 2503.14476), eq. 10.
+
+    Args:
+        logps: [N, T], nats, with gradient.
+        ref_logps: [N, T], nats, under the reference.
+        token_advantages: [N, T], from an entropy policy.
+        mask: [N, T] bool, True = counted.
+        beta: weight of the KL term.
+        old_logps: [N, T], nats, at sampling time; None = on-policy, a ratio of 1 that carries the gradient.
+        clip_low: the ratio is clipped to at least 1 - clip_low; None = no lower bound.
+        clip_high: the ratio is clipped to at most 1 + clip_high; None = no upper bound.
+        denominator: tokens to divide by, e.g. those of the global batch; None = mask.sum(). 0 counts as 1.
+
+    Returns:
+        loss, 0-d, and detached 0-d metrics divided by the same denominator: "kl" (mean k3) and "clip_fraction"
+        (share of tokens where the clipped objective is the smaller).
+
+    Raises:
+        ValueError: unequal shapes, clip_low outside 0..1, clip_high below 0.
+    """
+    given = {"ref_logps": ref_logps, "token_advantages": token_advantages, "mask": mask, "old_logps": old_logps}
+    for name, value in given.items():
+        if value is not None and value.shape != logps.shape:
+            raise ValueError(
+                f"policy_loss: {name} has shape {list(value.shape)}, logps {list(logps.shape)}; pass equal [N, T]"
+            )
+    _check_clip(clip_low, clip_high)
+    mask = mask.bool()
+    dtype = torch.promote_types(logps.dtype, torch.float32)
+
+    def counted(values: Tensor) -> Tensor:
+        # Before any arithmetic, so that garbage at masked positions meets no exp whose gradient would be nan.
+        return torch.where(mask, values.to(dtype), 0.0)
+
+    def per_token(values: Tensor) -> Tensor:
+        return torch.where(mask, values, 0.0).sum() / tokens
+
+    total = mask.sum() if denominator is None else torch.as_tensor(denominator, device=logps.device)
+    tokens = torch.where(total == 0, 1, total).detach().to(dtype)
+
+    logps = counted(logps)
+    advantages = counted(token_advantages.detach())
+    ratio = torch.exp(logps - (logps.detach() if old_logps is None else counted(old_logps.detach())))
+    objective, clipped = _clipped_objective(ratio, advantages, clip_low, clip_high)
+    kl = k3_kl(logps, counted(ref_logps.detach()))
+    loss = per_token(beta * kl - objective)
+    return loss, {"kl": per_token(kl.detach()), "clip_fraction": per_token(clipped.to(dtype))}
+
+
+def _check_clip(clip_low: float | None, clip_high: float | None) -> None:
+    if clip_low is not None and not 0 <= clip_low <= 1:
+        raise ValueError(f"policy_loss: clip_low is {clip_low}; set it within 0..1 (lower bound 1 - clip_low) or null")
+    if clip_high is not None and not clip_high >= 0:
+        raise ValueError(f"policy_loss: clip_high is {clip_high}; set 0 or more (upper bound 1 + clip_high) or null")
+
+
+def _clipped_objective(
+    ratio: Tensor, advantages: Tensor, clip_low: float | None, clip_high: float | None
+) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic objective [N, T], and where [N, T] the clipped side is the smaller one."""
+    plain = ratio * advantages
+    if clip_low is None and clip_high is None:
+        return plain, torch.zeros_like(plain, dtype=torch.bool)
+    lower = None if clip_low is None else 1.0 - clip_low
+    upper = None if clip_high is None else 1.0 + clip_high
+    clipped = ratio.clamp(lower, upper) * advantages
+    return torch.minimum(plain, clipped), clipped.detach() < plain.detach()
