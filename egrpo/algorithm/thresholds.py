@@ -56,8 +56,8 @@ def quantile_thresholds(
     """High and low threshold as linearly interpolated quantiles at 1 - high_fraction and low_fraction.
 
     Source: EG-GRPO (arXiv 2604.02355), the published "compute efficient" trainer. Both segments follow one rule, so
-    `at_least_one` changes nothing. Quantiles are taken in float32, whatever the entropy's type, as published: in float64
-    the token at a whole rank falls to the side that this rounding puts it on; in float32 and below it is plain.
+    `at_least_one` changes nothing. Quantiles are taken in float32 whatever the entropy's type, as published: a float64
+    token at a whole rank falls to the side that this rounding puts it on; up to float32 it lies in neither band.
 
     Args:
         entropy: [N, T]. ranked: [N, T] bool.
