@@ -1,0 +1,93 @@
+"""Where padding stands and which position a token has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Padding = Literal["exact", "published"]
+PADDINGS = ("exact", "published")
+
+
+def check_padding(padding: str) -> None:
+    """Raises ValueError unless `padding` is a known mode."""
+    if padding not in PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}")
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one tensor.
+
+    Returns:
+        ids [N, L] int64 and mask [N, L] bool, False = padding.
+    """
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        columns = slice(length - len(row), length) if left else slice(0, len(row))
+        ids[i, columns] = torch.tensor(row, dtype=torch.long)
+        mask[i, columns] = True
+    return ids, mask
+
+
+def image_context(rows: Sequence[Sequence[int]], pad: int, begin_of_image: int, padding: str) -> tuple[Tensor, Tensor]:
+    """Prompts of images, begin-of-image last in every row.
+
+    exact pads on the left; published pads on the right before begin-of-image, as T2I-R1 and EG-GRPO do.
+
+    Returns:
+        ids [N, L] int64 and mask [N, L] bool, False = padding.
+    """
+    ids, mask = pad_rows(rows, pad, left=padding == "exact")
+    last = torch.full((len(rows), 1), begin_of_image, dtype=torch.long)
+    return torch.cat([ids, last], dim=1), torch.cat([mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
+
+
+def left_pack(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves padding to the left wherever it stood and drops columns that only hold padding.
+
+    Args:
+        ids: [N, L].
+        mask: [N, L] bool, False = padding.
+
+    Returns:
+        ids and mask, [N, longest row].
+    """
+    order = mask.long().argsort(dim=1, stable=True)
+    longest = int(mask.sum(dim=1).max())
+    order = order[:, mask.shape[1] - longest :]
+    return ids.gather(1, order), mask.gather(1, order)
+
+
+def positions_of(mask: Tensor, padding: str = "exact") -> Tensor:
+    """Position ids [N, L]: exact counts real tokens only; published counts the holes too."""
+    if padding == "published":
+        return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def unconditional(ids: Tensor, mask: Tensor, pad: int, padding: str) -> tuple[Tensor, Tensor]:
+    """The prompt without its content, for classifier-free guidance.
+
+    exact: every token except a row's own first and last becomes the pad token, in the row's own positions.
+    published: every column except the first and the last becomes the pad token, and all columns count.
+
+    Args:
+        ids: [N, L], begin-of-image last; in exact mode packed to the left.
+        mask: [N, L] bool, False = padding.
+        pad: Pad token id.
+
+    Returns:
+        ids and mask, both [N, L].
+    """
+    keep = torch.zeros_like(mask)
+    keep[:, -1] = True
+    if padding == "published":
+        keep[:, 0] = True
+        return ids.where(keep, pad), torch.ones_like(mask)
+    keep |= mask & (mask.cumsum(dim=1) == 1)
+    return ids.where(keep, pad), mask

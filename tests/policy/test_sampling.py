@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from egrpo.policy import sample_image_tokens
+from egrpo.policy.backbone import Backbone
+from egrpo.policy.layout import left_pack, pad_rows, positions_of, unconditional
+from egrpo.policy.sampling import draw_image_tokens, draw_text_tokens
+from tests.policy import naive
+
+BOI, PAD, EOS = 4, 3, 2
+PROMPTS = [[1, 20, 21, 22, 23, 24, 25, 26], [1, 30, 31], [1, 40, 41, 42, 43]]
+
+
+def right_padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = pad_rows(prompts, PAD, left=False)
+    last = torch.full((len(prompts), 1), BOI)
+    return torch.cat([ids, last], 1), torch.cat([mask, last.bool()], 1)
+
+
+def uniforms(count: int) -> torch.Tensor:
+    return torch.rand(count, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_left_pack_literal():
+    ids = torch.tensor([[1, 5, 3, 3, 4], [3, 1, 3, 3, 4]])
+    mask = torch.tensor([[1, 1, 0, 0, 1], [0, 1, 0, 0, 1]]).bool()
+    packed, kept = left_pack(ids, mask)
+    assert packed.tolist() == [[1, 5, 4], [3, 1, 4]]
+    assert kept.tolist() == [[True, True, True], [False, True, True]]
+    assert positions_of(kept).tolist() == [[0, 1, 2], [0, 0, 1]]
+    assert positions_of(mask, "published").tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_unconditional_rows_literal():
+    ids, mask = torch.tensor([[1, 5, 6, 4], [9, 1, 7, 4]]), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]).bool()
+    bare, kept = unconditional(ids, mask, PAD, "exact")
+    assert bare.tolist() == [[1, 3, 3, 4], [3, 1, 3, 4]] and torch.equal(kept, mask)
+    bare, kept = unconditional(ids, mask, PAD, "published")
+    assert bare.tolist() == [[1, 3, 3, 4], [9, 3, 3, 4]] and kept.all()
+
+
+@pytest.mark.parametrize("cfg_weight", [1.0, 3.0])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_exact_result_does_not_depend_on_the_batch(model, cfg_weight: float, greedy: bool):
+    u = uniforms(3)
+    ids, mask = right_padded(PROMPTS)
+    settings = {"num_tokens": 16, "pad": PAD, "cfg_weight": cfg_weight}
+    together = draw_image_tokens(Backbone.of(model), ids, mask, None if greedy else u, **settings)
+    for i, prompt in enumerate(PROMPTS):
+        alone = torch.tensor([[*prompt, BOI]])
+        drawn = draw_image_tokens(
+            Backbone.of(model), alone, torch.ones_like(alone).bool(), None if greedy else u[i : i + 1], **settings
+        )
+        assert torch.equal(drawn.tokens[0], together.tokens[i])
+        torch.testing.assert_close(drawn.logps[0], together.logps[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(drawn.entropy[0], together.entropy[i], atol=1e-5, rtol=0)
+        slow = naive.sample(
+            model,
+            alone,
+            torch.ones_like(alone),
+            cfg_weight=cfg_weight,
+            pad=PAD,
+            uniforms=None if greedy else u[i : i + 1],
+        )
+        assert torch.equal(drawn.tokens, slow)
+
+
+def test_exact_does_not_see_where_padding_stands(model):
+    ids, mask = right_padded(PROMPTS)
+    left = left_pack(ids, mask)
+    hole = (
+        torch.cat([ids[:, :1], ids[:, :1] * 0 + 77, ids[:, 1:]], 1),
+        torch.cat([mask[:, :1], ~mask[:, :1], mask[:, 1:]], 1),
+    )
+    results = [sample_image_tokens(model, *x, cfg_weight=3, greedy=True) for x in ((ids, mask), left, hole)]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("cfg_weight", [1.0, 3.0])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_published_equals_the_plain_loop(model, cfg_weight: float, greedy: bool):
+    u = None if greedy else uniforms(3)
+    ids, mask = right_padded(PROMPTS)
+    settings = {"num_tokens": 16, "pad": PAD, "cfg_weight": cfg_weight}
+    drawn = draw_image_tokens(Backbone.of(model), ids, mask, u, padding="published", **settings).tokens
+    assert torch.equal(drawn, naive.sample(model, ids, mask, cfg_weight=cfg_weight, pad=PAD, uniforms=u))
+    exact = draw_image_tokens(Backbone.of(model), ids, mask, u, **settings).tokens
+    assert torch.equal(drawn[0], exact[0])  # the longest prompt has no holes
+    assert not torch.equal(drawn[1], exact[1]) and not torch.equal(drawn[2], exact[2])
+
+
+def test_native_generate_agrees_on_a_single_prompt(model):
+    model.generation_config.update(bos_token_id=1, pad_token_id=PAD, eos_token_id=None, do_sample=False)
+    model.generation_config.generation_kwargs = {"boi_token_id": BOI}
+    ids = torch.tensor([[*PROMPTS[0], BOI]])
+    mask = torch.ones_like(ids)
+    native = model.generate(
+        ids, attention_mask=mask, generation_mode="image", do_sample=False, guidance_scale=3.0, max_length=64
+    )
+    assert torch.equal(native, sample_image_tokens(model, ids, mask, cfg_weight=3.0, greedy=True))
+
+
+def test_generator_and_temperature(model):
+    ids, mask = right_padded(PROMPTS)
+
+    def sample(seed: int, **settings) -> torch.Tensor:
+        source = torch.Generator().manual_seed(seed)
+        return sample_image_tokens(model, ids, mask, cfg_weight=2.0, generator=source, **settings)
+
+    assert sample(0).shape == (3, 16) and torch.equal(sample(0), sample(0))
+    assert not torch.equal(sample(0), sample(1))
+    greedy = sample_image_tokens(model, ids, mask, cfg_weight=2.0, greedy=True)
+    assert torch.equal(sample(0, temperature=1e-4), greedy)
+    assert sample(0, num_image_tokens=5).shape == (3, 5)
+
+
+def test_faults_are_named(model):
+    ids, mask = right_padded(PROMPTS)
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        sample_image_tokens(model, ids, mask, cfg_weight=1, temperature=0)
+    with pytest.raises(ValueError, match="padding must be one of"):
+        sample_image_tokens(model, ids, mask, cfg_weight=1, padding="left")
+    with pytest.raises(ValueError, match="must be a real one"):
+        sample_image_tokens(model, ids[:, :-1], mask[:, :-1], cfg_weight=1)
+    for config in (model.config.text_config, model.generation_config):
+        config.pad_token_id = None
+    with pytest.raises(ValueError, match="no pad token"):
+        sample_image_tokens(model, ids, mask, cfg_weight=1)
+    model.model.generation_head.vision_head.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="NaN"):
+        draw_image_tokens(Backbone.of(model), ids, mask, None, num_tokens=2, pad=PAD, cfg_weight=1)
+
+
+class Scripted(torch.nn.Module):
+    """A text head that makes row i say script[i][t] at step t."""
+
+    def __init__(self, script: list[list[int]]) -> None:
+        super().__init__()
+        self.script, self.t = torch.tensor(script), 0
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.t += 1
+        return torch.nn.functional.one_hot(self.script[:, self.t - 1], 300) * 100.0
+
+
+def test_text_ends_at_the_first_end_of_sequence(model):
+    model.lm_head = Scripted([[50, EOS, 51, 52, 53], [60, 61, 62, EOS, 63], [EOS, 70, EOS, 71, 72]])
+    ids, mask = pad_rows(PROMPTS, PAD, left=True)
+    drawn = draw_text_tokens(Backbone.of(model), ids, mask, None, max_tokens=5, eos=EOS)
+    assert drawn.tokens.tolist() == [[50, 2, 2, 2], [60, 61, 62, 2], [2, 2, 2, 2]]  # four steps: all have ended
+    assert drawn.mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert not drawn.truncated.any()
+    assert (drawn.logps[~drawn.mask] == 0).all() and (drawn.entropy[~drawn.mask] == 0).all()
+
+
+def test_text_that_never_ends_is_truncated(model):
+    model.lm_head = Scripted([[50, 51, 52, EOS], [60, 61, EOS, 62], [70, 71, 72, 73]])
+    ids, mask = pad_rows(PROMPTS, PAD, left=True)
+    drawn = draw_text_tokens(Backbone.of(model), ids, mask, None, max_tokens=3, eos=EOS)
+    assert drawn.tokens.tolist() == [[50, 51, 52], [60, 61, 2], [70, 71, 72]] and drawn.mask.all()
+    assert drawn.truncated.tolist() == [True, False, True]
+
+
+def test_text_does_not_depend_on_the_batch(model):
+    u = uniforms(3)
+    ids, mask = pad_rows(PROMPTS, PAD, left=True)
+    together = draw_text_tokens(Backbone.of(model), ids, mask, u, max_tokens=16, eos=EOS)
+    for i, prompt in enumerate(PROMPTS):
+        alone = torch.tensor([prompt])
+        drawn = draw_text_tokens(
+            Backbone.of(model), alone, torch.ones_like(alone).bool(), u[i : i + 1], max_tokens=16, eos=EOS
+        )
+        count = drawn.tokens.shape[1]
+        assert torch.equal(drawn.tokens[0], together.tokens[i, :count])
+        torch.testing.assert_close(drawn.logps[0], together.logps[i, :count], atol=1e-5, rtol=0)
+        assert not together.mask[i, count:].any()
