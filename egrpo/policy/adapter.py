@@ -1,0 +1,115 @@
+"""LoRA adapters, and the two frozen references that KL is measured against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from egrpo.policy.backbone import Backbone, evaluating
+from egrpo.policy.janus import JanusPolicy
+from egrpo.policy.scoring import score_rollout
+from egrpo.types import Rollout, TokenScores
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def add_lora(
+    policy: JanusPolicy,
+    r: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] = LINEAR_LAYERS,
+) -> JanusPolicy:
+    """Puts LoRA (Hu et al. 2021) on linear layers of the language model and freezes all else.
+
+    Args:
+        policy: Changed in place.
+        r: Rank.
+        alpha: Scale, the update is multiplied by alpha / r.
+        dropout: On the adapter's input, in training mode.
+        target_modules: Ends of the names of layers.
+
+    Returns:
+        The same policy.
+
+    Raises:
+        ValueError: No layer has such a name (by peft).
+    """
+    policy.requires_grad_(False)
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules))
+    inject_adapter_in_model(config, policy.model.model.language_model)
+    return policy
+
+
+class FrozenReference(nn.Module):
+    """The policy as it was when this was built: trainable modules are copied, frozen ones shared by reference.
+
+    Neither the vision tower nor the VQ model is kept.
+
+    Args:
+        policy: Gives the frozen modules and the settings of scoring.
+        model: Takes the trainable modules from this model instead of copying the policy's (where its parameters are
+            partitioned they cannot be copied); it is frozen in place.
+    """
+
+    def __init__(self, policy: JanusPolicy, model: Any = None) -> None:
+        super().__init__()
+        own = policy.backbone.modules()
+        trained = {name: part for name, part in own.items() if any(p.requires_grad for p in part.parameters())}
+        # One copy of all at once keeps tied weights tied.
+        source = copy.deepcopy(trained) if model is None else {n: Backbone.of(model).modules()[n] for n in trained}
+        self.copies = nn.ModuleDict(source).requires_grad_(False).eval()
+        # Not registered: shared modules are the policy's to move and to save.
+        self._shared = {name: part for name, part in own.items() if name not in trained}
+        self._settings: dict[str, Any] = {"chunk_size": policy.chunk_size, "padding": policy.padding}
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenScores:
+        """As `JanusPolicy.score`, without gradient."""
+        backbone = Backbone(**{**self._shared, **dict(self.copies.items())})
+        return score_rollout(backbone, rollout, temperature=temperature, **self._settings)
+
+    forward = score
+
+    def train(self, mode: bool = True) -> FrozenReference:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+
+class AdapterOffReference:
+    """The policy with its adapter off: the base model, without a second copy in memory."""
+
+    def __init__(self, policy: JanusPolicy) -> None:
+        if not any(True for _ in _adapters(policy)):
+            raise ValueError("the policy has no adapter to switch off: use FrozenReference")
+        self.policy = policy
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenScores:
+        """As `JanusPolicy.score`, of the base model and without gradient."""
+        with evaluating(self.policy), adapters_off(self.policy):
+            return self.policy.score(rollout, temperature=temperature)
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Iterator[None]:
+    """Adapters of `module` switched off, then on again."""
+    layers = list(_adapters(module))
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _adapters(module: nn.Module) -> Iterator[BaseTunerLayer]:
+    return (part for part in module.modules() if isinstance(part, BaseTunerLayer))

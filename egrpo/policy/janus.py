@@ -1,0 +1,293 @@
+"""The policy: a native Janus model with the templates, the sampler and the scorer around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from egrpo.policy.backbone import Backbone, evaluating
+from egrpo.policy.layout import check_padding, image_context, pad_rows
+from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janus, merged_state_dict
+from egrpo.policy.randomness import SampleKey, sample_uniforms
+from egrpo.policy.sampling import Drawn, draw_image_tokens, draw_text_tokens, grid_size, pad_token
+from egrpo.policy.scoring import score_rollout
+from egrpo.policy.templates import Templates
+from egrpo.types import PromptRecord, Rollout, Segment, TokenScores
+
+
+class JanusPolicy(nn.Module):
+    """Samples plans and images from a Janus model, and scores them.
+
+    Args:
+        model: Native `JanusForConditionalGeneration`.
+        processor_or_tokenizer: `JanusProcessor` or its tokenizer; `export` saves what is given here.
+        templates: Templates, or a mapping of their fields.
+        max_plan_tokens: Most tokens of a plan.
+        chunk_size: Positions whose logits are held at once while scoring.
+        padding: "exact" or "published", see `egrpo.policy.sample_image_tokens`.
+        trainable: Modules left trainable, all others are frozen (T2I-R1 and EG-GRPO: language model and text head).
+        num_image_tokens: Codes of an image, a square number; None = the grid of the VQ decoder.
+        decode_batch: Images that the VQ decoder takes at once.
+        gradient_checkpointing: Recomputes the language model's layers in the backward pass, in training mode.
+
+    Raises:
+        ValueError: No begin-of-image token or pad token is known, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor_or_tokenizer: Any,
+        templates: Templates | Mapping[str, Any],
+        *,
+        max_plan_tokens: int,
+        chunk_size: int = 512,
+        padding: str = "exact",
+        trainable: Sequence[str] = ("language_model", "lm_head"),
+        num_image_tokens: int | None = None,
+        decode_batch: int = 16,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        check_padding(padding)
+        if max_plan_tokens < 1:
+            raise ValueError(f"max_plan_tokens must be at least 1, not {max_plan_tokens}")
+        self.model = model
+        self.processor = processor_or_tokenizer
+        self.tokenizer = getattr(processor_or_tokenizer, "tokenizer", processor_or_tokenizer)
+        self.templates = templates if isinstance(templates, Templates) else Templates(**templates)
+        self.max_plan_tokens = max_plan_tokens
+        self.chunk_size = chunk_size
+        self.padding = padding
+        self.num_image_tokens = num_image_tokens or grid_size(model.config)
+        side = math.isqrt(self.num_image_tokens)
+        if side**2 != self.num_image_tokens:
+            raise ValueError(f"num_image_tokens must be a square number, not {num_image_tokens}")
+        # The decoder is convolutional: it takes any grid, once told its sides.
+        model.model.vqmodel.quantize.quant_state_dims = [side, side]
+        self.decode_batch = decode_batch
+        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else pad_token(model)
+        self.begin_of_image = begin_of_image_token(model, self.tokenizer)
+        freeze_all_but(model, trainable)
+        if gradient_checkpointing:
+            model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        templates: Templates | Mapping[str, Any],
+        *,
+        dtype: str = "float32",
+        attn_implementation: str = "sdpa",
+        adapter: Callable[[JanusPolicy], Any] | None = None,
+        **settings: Any,
+    ) -> JanusPolicy:
+        """Loads a checkpoint (see `load_janus` for errors); `adapter`, e.g. a partial of `add_lora`, is put on last.
+
+        `settings` are those of the constructor.
+        """
+        model, tokenizer = load_janus(path, dtype, attn_implementation)
+        policy = cls(model, tokenizer, templates, **settings)
+        if adapter is not None:
+            adapter(policy)
+        return policy
+
+    @property
+    def backbone(self) -> Backbone:
+        """The modules that sampling and scoring touch, by reference."""
+        return Backbone.of(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return next(self.model.model.language_model.parameters()).device
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        records: Sequence[PromptRecord | str],
+        group_size: int,
+        *,
+        seed: int,
+        step: int,
+        cot: bool,
+        cfg_weight: float,
+        temperature: float = 1.0,
+        greedy: bool = False,
+        sample_offset: int = 0,
+        chunk: int | None = None,
+    ) -> Rollout:
+        """Samples `group_size` images a prompt, with a plan each if `cot`, in group order.
+
+        A sample is set by (seed, step, prompt, sample index): equal prompts in one call get equal samples.
+
+        Args:
+            records: B prompts.
+            group_size: Samples a prompt, G.
+            seed: Seed of the run.
+            step: Training step, or any other number of the draw.
+            cot: True = a plan is written first and is part of the image prompt.
+            cfg_weight: Guidance of the image tokens, 1 = none.
+            temperature: Divides all logits.
+            greedy: Takes the most likely tokens.
+            sample_offset: Index of the first sample of a group, for drawing a group in several calls.
+            chunk: Most sequences sampled at once, None = all; the result does not depend on it.
+
+        Returns:
+            Rollout of N = B x G samples, on the model's device; its tensors may be used under autograd.
+        """
+        texts = [record if isinstance(record, str) else record.prompt for record in records]
+        prompts = [text for text in texts for _ in range(group_size)]
+        if not prompts:
+            raise ValueError("a rollout needs at least one prompt and a group size of at least 1")
+        keys = [(seed, step, text, sample_offset + i) for text in texts for i in range(group_size)]
+        rows = _chunks(len(prompts), chunk)
+        source = None if greedy else keys
+        with evaluating(self.model):
+            text, plans, truncated = None, None, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+            if cot:
+                text, truncated = self._rollout_text(prompts, source, rows, temperature)
+                plans = self._decode_plans(text)
+            image = self._rollout_image(prompts, plans, source, rows, temperature, cfg_weight)
+            pixels = self.decode(image.tokens)
+        return Rollout(prompts, plans or [""] * len(prompts), truncated, text, image, pixels)
+
+    def score(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenScores:
+        """Teacher-forced scores of a rollout or of any rows of it, with gradient where it is enabled.
+
+        Equals what was recorded while sampling, in the rollout's own `temperature`; logits are conditional only.
+
+        Returns:
+            TokenScores, text columns first; 0 where mask is False.
+        """
+        return score_rollout(
+            self.backbone, rollout, temperature=temperature, chunk_size=self.chunk_size, padding=self.padding
+        )
+
+    forward = score
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Image codes [N, T] -> pixels [N, H, W, 3] uint8."""
+        parts = [self.model.decode_image_tokens(part) for part in codes.split(self.decode_batch)]
+        return torch.cat([((part.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])
+
+    def export(self, directory: str | Path) -> None:
+        """Saves model (adapter merged) and tokenizer; plain `JanusForConditionalGeneration` loads the folder."""
+        self.model.save_pretrained(directory, state_dict=merged_state_dict(self.model))
+        self.processor.save_pretrained(directory)
+
+    def train(self, mode: bool = True) -> JanusPolicy:
+        """Training mode where there is something to train; the other parts stay in evaluation mode."""
+        super().train(mode)
+        for part in (*self.model.model.children(), self.model.lm_head):
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        return self
+
+    def reasoning_ids(self, prompt: str) -> list[int]:
+        """Text ids after which a plan is written, begin-of-sequence first."""
+        return self._encode(self.templates.reasoning_text(prompt))
+
+    def image_ids(self, prompt: str, plan: str | None = None) -> list[int]:
+        """Text ids of an image prompt, begin-of-sequence first, without begin-of-image."""
+        return self._encode(self.templates.image_text(prompt, plan))
+
+    def _encode(self, text: str) -> list[int]:
+        ids = list(self.tokenizer(text)["input_ids"])
+        bos = self.tokenizer.bos_token_id
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def _rollout_text(
+        self, prompts: list[str], keys: list[SampleKey] | None, rows: list[slice], temperature: float
+    ) -> tuple[Segment, Tensor]:
+        context = pad_rows([self.reasoning_ids(prompt) for prompt in prompts], self.pad, left=True)
+        ids, mask = (part.to(self.device) for part in context)
+        eos = self.tokenizer.eos_token_id
+        drawn = [
+            draw_text_tokens(
+                self.backbone,
+                ids[part],
+                mask[part],
+                self._uniforms(keys, part, self.max_plan_tokens, "text"),
+                max_tokens=self.max_plan_tokens,
+                eos=eos,
+                temperature=temperature,
+            )
+            for part in rows
+        ]
+        # Padding of shorter chunks is what a joint run would have drawn: end-of-sequence, not counted.
+        longest = max(part.tokens.shape[1] for part in drawn)
+        return _segment(ids, mask, [_widened(part, longest, eos) for part in drawn]), torch.cat(
+            [part.truncated for part in drawn]
+        )
+
+    def _rollout_image(
+        self,
+        prompts: list[str],
+        plans: list[str] | None,
+        keys: list[SampleKey] | None,
+        rows: list[slice],
+        temperature: float,
+        cfg_weight: float,
+    ) -> Segment:
+        if plans is None:
+            texts = [self.image_ids(prompt) for prompt in prompts]
+        else:
+            texts = [self.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
+        ids, mask = (part.to(self.device) for part in image_context(texts, self.pad, self.begin_of_image, self.padding))
+        drawn = [
+            draw_image_tokens(
+                self.backbone,
+                ids[part],
+                mask[part],
+                self._uniforms(keys, part, self.num_image_tokens, "image"),
+                num_tokens=self.num_image_tokens,
+                pad=self.pad,
+                cfg_weight=cfg_weight,
+                temperature=temperature,
+                padding=self.padding,
+            )
+            for part in rows
+        ]
+        return _segment(ids, mask, drawn)
+
+    def _uniforms(self, keys: list[SampleKey] | None, rows: slice, num_tokens: int, domain: str) -> Tensor | None:
+        return None if keys is None else sample_uniforms(keys[rows], num_tokens, domain=domain).to(self.device)
+
+    def _decode_plans(self, text: Segment) -> list[str]:
+        rows = [tokens[mask].tolist() for tokens, mask in zip(text.tokens.cpu(), text.mask.cpu(), strict=True)]
+        return [str(self.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
+
+
+def _chunks(count: int, size: int | None) -> list[slice]:
+    size = size or count
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def _widened(drawn: Drawn, length: int, eos: int | None) -> Drawn:
+    missing = length - drawn.tokens.shape[1]
+    if not missing:
+        return drawn
+
+    def pad(values: Tensor, value: float) -> Tensor:
+        return nn.functional.pad(values, (0, missing), value=value)
+
+    return Drawn(
+        pad(drawn.tokens, eos or 0),
+        pad(drawn.mask, False),
+        pad(drawn.logps, 0.0),
+        pad(drawn.entropy, 0.0),
+        drawn.truncated,
+    )
+
+
+def _segment(ids: Tensor, mask: Tensor, drawn: list[Drawn]) -> Segment:
+    parts = [torch.cat([getattr(part, name) for part in drawn]) for name in ("tokens", "mask", "logps", "entropy")]
+    return Segment(ids, mask, *parts)

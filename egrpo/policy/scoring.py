@@ -1,0 +1,94 @@
+"""Teacher forcing: log probabilities and entropies of tokens that were drawn before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from egrpo.algorithm import logps_and_entropy
+from egrpo.policy.backbone import Backbone
+from egrpo.policy.layout import left_pack, positions_of
+from egrpo.types import Rollout, Segment, TokenScores
+
+
+def score_text(
+    backbone: Backbone, segment: Segment, *, temperature: float = 1.0, chunk_size: int = 512
+) -> tuple[Tensor, Tensor]:
+    """Scores plans with the text head, at counted positions only.
+
+    Returns:
+        logps [N, T] float32 with gradient and entropy [N, T] float32 detached; both 0 where segment.mask is False.
+    """
+    ids, mask = left_pack(segment.context_ids, segment.context_mask)
+    ids = torch.cat([ids, segment.tokens[:, :-1]], dim=1)
+    mask = torch.cat([mask, segment.mask[:, :-1]], dim=1)
+    hidden = backbone.hidden(backbone.embed_text(ids), mask, positions_of(mask))
+    return _head_scores(hidden, backbone.lm_head, segment, temperature, chunk_size)
+
+
+def score_image(
+    backbone: Backbone,
+    segment: Segment,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 512,
+    padding: str = "exact",
+) -> tuple[Tensor, Tensor]:
+    """Scores image codes with the image head from conditional logits, in the positions they were drawn in.
+
+    Returns:
+        logps [N, T] float32 with gradient and entropy [N, T] float32 detached.
+    """
+    ids, mask = segment.context_ids, segment.context_mask
+    if padding == "exact":
+        ids, mask = left_pack(ids, mask)
+    codes = segment.tokens[:, :-1]
+    embeds = torch.cat([backbone.embed_text(ids), backbone.embed_image(codes)], dim=1)
+    mask = torch.cat([mask, torch.ones_like(codes, dtype=torch.bool)], dim=1)
+    hidden = backbone.hidden(embeds, mask, positions_of(mask, padding))
+    return _head_scores(hidden, backbone.generation_head, segment, temperature, chunk_size)
+
+
+def score_rollout(
+    backbone: Backbone,
+    rollout: Rollout,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 512,
+    padding: str = "exact",
+) -> TokenScores:
+    """Scores of both segments along T, text first (no text columns without CoT).
+
+    Args:
+        backbone: The modules.
+        rollout: N samples.
+        temperature: Divides the logits.
+        chunk_size: Positions whose logits are held at once.
+        padding: The mode the image tokens were drawn in.
+    """
+    segments, parts = [rollout.image], []
+    if rollout.text is not None:
+        segments.insert(0, rollout.text)
+        parts.append(score_text(backbone, rollout.text, temperature=temperature, chunk_size=chunk_size))
+    parts.append(score_image(backbone, rollout.image, temperature=temperature, chunk_size=chunk_size, padding=padding))
+    return TokenScores(
+        logps=torch.cat([logps for logps, _ in parts], dim=1),
+        entropy=torch.cat([entropy for _, entropy in parts], dim=1),
+        mask=torch.cat([segment.mask for segment in segments], dim=1),
+        is_image=torch.cat([torch.full_like(s.mask, s is rollout.image) for s in segments], dim=1),
+    )
+
+
+def _head_scores(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], segment: Segment, temperature: float, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Runs the head at counted positions: the hidden state before a token predicts it."""
+    at = segment.mask
+    hidden = hidden[:, hidden.shape[1] - at.shape[1] :]
+    logps, entropy = logps_and_entropy(
+        hidden[at], head, segment.tokens[at], temperature=temperature, chunk_size=chunk_size
+    )
+    nothing = logps.new_zeros(at.shape)
+    return nothing.masked_scatter(at, logps), nothing.masked_scatter(at, entropy)
