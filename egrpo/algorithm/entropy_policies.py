@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from egrpo.algorithm.thresholds import order_thresholds, quantile_thresholds, top_threshold
+from egrpo.algorithm.thresholds import as_ratio, order_thresholds, quantile_thresholds, top_threshold
 
 Metrics = dict[str, Tensor]
 SEGMENTS = ("text", "image")
@@ -241,7 +241,7 @@ def _shares(bands: _Bands, counted: Tensor) -> Metrics:
 
 def _check_bands(high_fraction: float, low_fraction: float, segments: Sequence[str], threshold: str) -> None:
     _check_fractions(high_fraction=high_fraction, low_fraction=low_fraction)
-    if high_fraction + low_fraction > 1 + 1e-9:
+    if as_ratio(high_fraction) + as_ratio(low_fraction) > 1:
         raise ValueError(
             f"entropy policy: high_fraction {high_fraction} + low_fraction {low_fraction} exceeds 1; lower one of them"
         )

@@ -71,11 +71,12 @@ def policy_loss(
     dtype = torch.promote_types(logps.dtype, torch.float32)
 
     def counted(values: Tensor) -> Tensor:
-        # Before any arithmetic, so that garbage at masked positions meets no exp whose gradient would be nan.
+        # Before any arithmetic: garbage at masked positions meets no exp whose gradient would be nan, and with zeros
+        # all through, ratio * A and k3 are 0 there.
         return torch.where(mask, values.to(dtype), 0.0)
 
     def per_token(values: Tensor) -> Tensor:
-        return torch.where(mask, values, 0.0).sum() / tokens
+        return values.sum() / tokens
 
     total = mask.sum() if denominator is None else torch.as_tensor(denominator, device=logps.device)
     tokens = torch.where(total == 0, 1, total).detach().to(dtype)

@@ -168,6 +168,17 @@ def test_top_entropy_hand_worked():
     assert torch.equal(tied, MASK * 2.0)
 
 
+@pytest.mark.parametrize("threshold", ["order", "quantile"])
+def test_threshold_metrics_average_the_sequences_that_have_such_tokens(threshold):
+    mask = torch.cat([MASK, MASK & IS_IMAGE, torch.zeros_like(MASK)])
+    inputs = torch.ones(3), torch.cat([H, H / 2, H]), mask, IS_IMAGE.expand(3, 10)
+    _, alone = entropy_guided(*(x[:1] for x in inputs), threshold=threshold)
+    _, metrics = entropy_guided(*inputs, threshold=threshold)
+    for key in ("threshold_high", "threshold_low"):
+        assert metrics[f"{key}_text"].item() == pytest.approx(alone[f"{key}_text"].item())
+        assert metrics[f"{key}_image"].item() == pytest.approx(0.75 * alone[f"{key}_image"].item())
+
+
 SETTINGS = [
     {"high_fraction": 0.5, "low_fraction": 0.2, "segments": ("text", "image"), "threshold": "order"},
     {"high_fraction": 0.25, "low_fraction": 0.5, "segments": ("image",), "threshold": "order"},
