@@ -51,7 +51,7 @@ def test_variants_change_one_setting():
 
 def test_objective_yaml():
     node = OmegaConf.to_container(load("objective", "grpo"))
-    assert node == {"beta": 0.01, "clip_low": None, "clip_high": None, "updates_per_rollout": 1}
+    assert node["updates_per_rollout"] == 1  # the published procedure; further keys are the trainer's
     defaults = {key: p.default for key, p in inspect.signature(policy_loss).parameters.items()}
     assert {key: node[key] for key in ("beta", "clip_low", "clip_high")} == {
         key: defaults[key] for key in ("beta", "clip_low", "clip_high")
