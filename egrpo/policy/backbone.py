@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 
 @contextmanager
@@ -64,6 +64,40 @@ class Backbone:
         return out.last_hidden_state
 
 
+class BufferedLayer(DynamicLayer):
+    """One layer's keys and values in a buffer made once; its parent copies all of them at every token."""
+
+    keys: Any  # [R, heads, length, D], views of the buffers once those are made
+    values: Any
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self._capacity = capacity
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Takes rows, with repeats, into the buffer."""
+        length = self.keys.shape[2]
+        buffers = []
+        for values in (self.keys, self.values):
+            buffer = values.new_empty(len(indices), values.shape[1], self._capacity, values.shape[3])
+            buffer[:, :, :length] = values[indices]
+            buffers.append(buffer)
+        self._buffers = (buffers[0], buffers[1])
+        self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends [R, heads, n, D]; returns all keys and values so far."""
+        if self._buffers is None:
+            return super().update(key_states, value_states)
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        for buffer, values in zip(self._buffers, (key_states, value_states)):
+            buffer[:, :, start:end] = values
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
+
+
 class CachedDecoder:
     """Runs prompts once, then one token at a time with a key/value cache.
 
@@ -85,7 +119,8 @@ class CachedDecoder:
         self._length = ids.shape[1]
         self._mask = torch.cat([mask, mask.new_ones(mask.shape[0], max_steps)], dim=1)
         self._next_position = positions[:, -1:] + 1
-        self._cache = DynamicCache(config=self._language_model.config)
+        layers = self._language_model.config.num_hidden_layers
+        self._cache = Cache(layers=[BufferedLayer(self._mask.shape[1]) for _ in range(layers)])
         rows, back = torch.unique(torch.cat([ids, mask.long()], dim=1), dim=0, return_inverse=True)
         ids, mask = rows[:, : self._length], rows[:, self._length :].bool()
         one_of = torch.empty(len(rows), dtype=torch.long, device=back.device)

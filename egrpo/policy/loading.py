@@ -11,6 +11,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoTokenizer, JanusForConditionalGeneration, PreTrainedConfig
 
+from egrpo.paths import resolve
+
 BEGIN_OF_IMAGE = "<begin_of_image>"
 
 
@@ -18,7 +20,7 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
     """Loads a native Janus checkpoint and its tokenizer.
 
     Args:
-        path: Folder in the format of transformers, or a name on the hub.
+        path: Folder in the format of transformers, `package:egrpo/...` for one in the package, or a name on the hub.
         dtype: "float32", "bfloat16", ... or "auto".
         attn_implementation: As in transformers.
 
@@ -29,7 +31,7 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
         FileNotFoundError: There is no such checkpoint.
         ValueError: It is not a complete native Janus checkpoint, or has no tokenizer.
     """
-    path = str(path)
+    path = str(resolve(path))
     _check_is_janus(path)
     kind = dtype if dtype == "auto" else getattr(torch, dtype, None)
     if not (kind == "auto" or isinstance(kind, torch.dtype)):
@@ -59,7 +61,7 @@ def _check_is_janus(path: str) -> None:
     if kind == "multi_modality":
         raise ValueError(
             f"{path} is a Janus checkpoint in the original format: convert it first with"
-            f" python -m egrpo.convert kind=janus_original source={path} target=FOLDER"
+            f" python -m egrpo.convert kind=janus source={path} target=FOLDER"
         )
     if kind != "janus":
         raise ValueError(f"{path} is not a Janus checkpoint: its config.json says model_type {kind!r}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
-from egrpo.policy import JanusPolicy, Templates, load_janus
+from egrpo.policy import FrozenReference, JanusPolicy, Templates, load_janus
 from egrpo.types import PromptRecord, Rollout, Segment, TokenScores
 
 PROMPTS = ["a red cat under two blue dogs", "a {hat}", "three cups"]
@@ -198,6 +198,20 @@ def test_export_and_reload(policy: JanusPolicy, tmp_path):
     )
     a, b = policy.rollout(PROMPTS, 1, **DRAW), reloaded.rollout(PROMPTS, 1, **DRAW)
     assert a.plans == b.plans and torch.equal(a.pixels, b.pixels)
+
+
+def test_tied_embeddings_stay_tied(policy: JanusPolicy, tmp_path):
+    model = policy.model
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    tied = JanusPolicy(model, policy.tokenizer, policy.templates, max_plan_tokens=3)
+    assert tied.model.lm_head.weight.requires_grad
+    copies = FrozenReference(tied).copies
+    assert copies["lm_head"].weight is copies["language_model"].embed_tokens.weight
+    tied.export(tmp_path)
+    again, _ = load_janus(tmp_path)
+    assert again.lm_head.weight is again.model.language_model.embed_tokens.weight
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
 def test_bfloat16(policy: JanusPolicy, tmp_path):
