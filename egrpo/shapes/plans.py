@@ -87,3 +87,8 @@ def spoil(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
         other = [value for value in values if value != getattr(things[i], name)]
         spoiled[i] = replace(things[i], **{name: _choice(tuple(other), rng)})
     return spoiled
+
+
+def random_scene(rng: np.random.Generator) -> list[Thing]:
+    """One to five random things in distinct cells."""
+    return [_fill(Part(), int(cell), rng) for cell in rng.permutation(GRID * GRID)[: rng.integers(1, 6)]]

@@ -139,7 +139,7 @@ def is_unseen_composition(record: PromptRecord) -> bool:
 
 
 def split_of(prompt: str) -> str:
-    """"held_out" for 1 in 5 prompts by a stable hash of the text, "open" for the others."""
+    """ "held_out" for 1 in 5 prompts by a stable hash of the text, "open" for the others."""
     return "held_out" if hashlib.sha256(prompt.encode()).digest()[0] % 5 == 0 else "open"
 
 

@@ -1,0 +1,80 @@
+"""What all entry points share: compose, run, and end with one clear sentence where something is wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from egrpo.paths import config_dir
+
+# Errors whose message is written for the user; all others keep their traceback.
+EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException)
+
+
+def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Runs `task` under Hydra with `conf/<config_name>.yaml`; on an expected error prints one sentence and exits 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; telling them is our part
+    # Known and harmless: told once a run by libraries, and only in the way of what the run has to say.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    entry = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(task)
+    try:
+        entry()
+    except KeyboardInterrupt:
+        print("stopped by the user; what was computed is kept", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        cause = _cause(error)
+        if not is_expected(cause):
+            raise
+        _keep_traceback(error)
+        print(f"error: {_sentence(cause)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the error's message alone tells the user what is wrong."""
+    from egrpo.rewards import RewardError
+    from egrpo.training import TrainingError
+
+    return isinstance(error, (*EXPECTED, RewardError, TrainingError))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The user's error inside Hydra's wrapping."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return str(error).strip()
+
+
+def _keep_traceback(error: BaseException) -> None:
+    """Writes the whole traceback into the run's folder, where there is one."""
+    try:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+    except ValueError:  # Hydra never got so far
+        return
+    if folder.is_dir():
+        (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+
+
+def save_config(cfg: DictConfig, folder: Path) -> None:
+    """Leaves the resolved configuration in the run's folder as `config.yaml`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)

@@ -1,0 +1,1 @@
+"""Makes the shipped weights from nothing: `python -m egrpo.shapes.pretrain` (conf/pretrain.yaml)."""

@@ -1,0 +1,66 @@
+"""Callbacks of a training run: sample tables, the continued metrics file, plain progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import WandbLogger
+
+from egrpo.training.images import caption, save_sheet, to_images
+from egrpo.training.metrics_file import MetricsFile
+
+
+class SampleTable(Callback):
+    """Shows what the policy draws: a sheet in `samples/`, and a table in W&B where it is the logger.
+
+    Args:
+        folder: Of the run.
+        every_n_train_steps: Steps from one table to the next.
+        num_samples: Samples shown, whole groups first.
+    """
+
+    def __init__(self, folder: str, every_n_train_steps: int = 20, num_samples: int = 16):
+        self.folder, self.every, self.num_samples = Path(folder), every_n_train_steps, num_samples
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step % self.every or not trainer.is_global_zero:
+            return
+        records, rollout, table = pl_module.last_rollout  # type: ignore[misc, union-attr]
+        chosen = range(min(self.num_samples, len(records)))
+        totals = table.total.tolist()
+        images = to_images(rollout.pixels[: len(chosen)])
+        rows = [[records[i].prompt, rollout.plans[i], images[i], totals[i]] for i in chosen]
+        save_sheet(
+            self.folder / "samples" / f"step_{trainer.global_step:06d}.png",
+            [rollout.pixels[i].cpu().numpy() for i in chosen],
+            [caption(records[i].prompt, [f"reward {totals[i]:.2f}"]) for i in chosen],
+            f"Training samples at step {trainer.global_step}",
+            columns=8,
+        )
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                data = [[prompt, plan, wandb.Image(image), reward] for prompt, plan, image, reward in rows]
+                logger.log_table("train/samples", columns=["prompt", "plan", "image", "reward"], data=data)
+
+
+class ContinueMetricsFile(Callback):
+    """Tells the metrics file where a resumed run goes on."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile) and trainer.global_step:
+                logger.continue_from(trainer.global_step)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with the metrics' short names and without the version number."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in items.items()}

@@ -1,0 +1,53 @@
+"""Pixels to pictures, and sheets of captioned pictures."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+matplotlib.use("Agg")  # no display is needed
+from matplotlib import pyplot as plt
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """[N, H, W, 3] uint8 -> N images."""
+    return [Image.fromarray(image) for image in pixels.cpu().numpy()]
+
+
+def save_sheet(
+    path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 6
+) -> None:
+    """Writes a grid of [H, W, 3] uint8 pictures, each under its caption."""
+    rows = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.75 * rows + 0.5), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, caption in zip(axes.flat, pictures, captions, strict=False):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(plain_text(caption), fontsize=7)
+    figure.suptitle(plain_text(title), fontsize=11)
+    figure.tight_layout(rect=(0, 0, 1, 0.985))
+    save_figure(figure, path)
+
+
+def save_figure(figure: plt.Figure, path: Path) -> None:
+    """Writes and closes the figure; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def caption(prompt: str, lines: Sequence[str], width: int = 30) -> str:
+    """The prompt, wrapped and cut to three lines, with more lines under it."""
+    return "\n".join([*textwrap.wrap(prompt, width, max_lines=3, placeholder=" ..."), *lines])
+
+
+def plain_text(text: str) -> str:
+    """Text that matplotlib takes as it is: "$" would start a formula."""
+    return text.replace("$", r"\$")

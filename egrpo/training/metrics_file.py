@@ -1,0 +1,73 @@
+"""`metrics.csv`, which every run leaves: one row a step, safe against a kill, continued on resume."""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """Writes `metrics.csv` in the run's folder. Cells that a row has no value for stay empty.
+
+    A resumed run drops the rows after its checkpoint, which it is about to write again, so that the file always reads
+    like that of an uninterrupted run.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: str):
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.rows: list[dict[str, str]] = []
+        self.columns: list[str] = ["step"]
+
+    @property
+    def name(self) -> str:
+        return "metrics_file"
+
+    @property
+    def version(self) -> str:
+        return "0"
+
+    @rank_zero_only
+    def continue_from(self, step: int) -> None:
+        """Keeps the rows that an earlier part of this run wrote before optimizer step `step`."""
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                old = list(csv.DictReader(file))
+            self.rows = [row for row in old if int(row["step"]) < step] + self.rows
+            self.columns = list(dict.fromkeys(name for row in [{"step": ""}, *self.rows] for name in row))
+            self._rewrite()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Appends a row; metrics of one step that arrive in two calls make two rows."""
+        row = {"step": str(step or 0)} | {name: repr(float(v)) for name, v in metrics.items() if name != "epoch"}
+        new = [name for name in row if name not in self.columns]
+        self.rows.append(row)
+        if new or not self.path.exists():
+            self.columns += new
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The resolved configuration lies in `config.yaml` already."""
+
+    def _rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, self.path)

@@ -1,0 +1,225 @@
+"""One training step of GRPO for an autoregressive image generator, as a LightningModule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from egrpo.algorithm import group_advantages, policy_loss
+from egrpo.policy import JanusPolicy
+from egrpo.rewards import Reward, RewardEnsemble
+from egrpo.training.clock import Clock
+from egrpo.training.images import to_images
+from egrpo.training.metrics import rollout_metrics, speed_metrics
+from egrpo.training.settings import Objective, RolloutSettings, TrainingError
+from egrpo.training.validation import Validation
+from egrpo.types import PromptRecord, RewardTable, Rollout, TokenScores
+
+
+class GRPOModule(LightningModule):
+    """Trains a policy with group-relative advantages that an entropy policy turns into token advantages.
+
+    Args:
+        policy: Builds the policy (called once, when the trainer is ready).
+        reference: Builds the frozen reference from the fresh policy.
+        rewards: What is optimised.
+        entropy_policy: (advantages, entropy, mask, is_image) -> (token advantages, metrics).
+        optimizer: Takes the trainable parameters.
+        scheduler: Takes the optimizer; stepped once an optimizer step.
+        rollout: How samples are drawn.
+        objective: What is done with them.
+        judges: Rewards that are measured in validation but never optimised; their names become metric names.
+        seed: Of all sampling.
+    """
+
+    def __init__(
+        self,
+        policy: Callable[[], JanusPolicy],
+        reference: Callable[[JanusPolicy], Any],
+        rewards: RewardEnsemble,
+        entropy_policy: Callable[..., tuple[Tensor, dict[str, Any]]],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler],
+        rollout: RolloutSettings,
+        objective: Objective,
+        judges: Mapping[str, Reward] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # the reference and frozen weights are not in checkpoints; see on_load_checkpoint
+        self.make_policy, self.make_reference = policy, reference
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        # Rewards live in plain objects, outside the module tree: neither trained, nor saved, nor sharded.
+        self.rewards = rewards
+        self.entropy_policy = entropy_policy
+        self.rollout_settings, self.objective = rollout, objective
+        self.seed = seed
+        self.clock = Clock()
+        self.validation = Validation(rewards, judges or {}, rollout, seed)
+        self.last_rollout: tuple[list[PromptRecord], Rollout, RewardTable] | None = None
+        self.policy: JanusPolicy | None = None
+        self.reference: Any = None
+
+    def configure_model(self) -> None:
+        if self.policy is None:
+            self.policy = self.make_policy()
+            self.reference = self.make_reference(self.policy)
+
+    def configure_optimizers(self) -> Any:
+        assert self.policy is not None
+        optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        return [optimizer], [self.make_scheduler(optimizer)]
+
+    def training_step(self, records: list[PromptRecord], batch_idx: int) -> None:
+        self.clock.new_step()
+        settings = self.rollout_settings
+        with self.clock("rollout"):
+            rollout = self.sample(records, self.global_step // self.objective.updates_per_rollout)
+        grouped = [record for record in records for _ in range(settings.group_size)]
+        with self.clock("rewards"):
+            table = self.rewards(to_images(rollout.pixels), grouped)
+        advantages = group_advantages(table.total, settings.group_size).to(self.device)
+        with self.clock("reference"):
+            reference = self.score(self.reference, rollout)
+        metrics = self.update(rollout, advantages, reference.logps)
+        self.last_rollout = (grouped, rollout, table)
+        metrics |= rollout_metrics(rollout, table, settings.group_size)
+        self.report(metrics | speed_metrics(rollout, self.clock.step))
+
+    def sample(self, records: list[PromptRecord], step: int) -> Rollout:
+        """G samples a prompt, N = B x G in group order."""
+        assert self.policy is not None
+        s = self.rollout_settings
+        return self.policy.rollout(
+            records,
+            s.group_size,
+            seed=self.seed,
+            step=step,
+            cot=s.cot,
+            cfg_weight=s.cfg_weight,
+            temperature=s.temperature,
+            chunk=s.batch_size,
+        )
+
+    def micro_batches(self, rollout: Rollout) -> list[slice]:
+        size = self.objective.micro_batch_size or len(rollout)
+        return [slice(first, first + size) for first in range(0, len(rollout), size)]
+
+    @torch.no_grad()
+    def score(self, scorer: Any, rollout: Rollout) -> TokenScores:
+        """Scores of the whole rollout without gradient, a micro-batch at a time."""
+        temperature = self.rollout_settings.temperature
+        return TokenScores.cat(
+            [scorer.score(rollout[rows], temperature=temperature) for rows in self.micro_batches(rollout)]
+        )
+
+    def update(self, rollout: Rollout, advantages: Tensor, ref_logps: Tensor) -> dict[str, Any]:
+        """All optimizer steps on one rollout; returns the metrics of the last."""
+        metrics: dict[str, Any] = {}
+        old_logps = None
+        for update in range(self.objective.updates_per_rollout):
+            if update == 0 and self.objective.updates_per_rollout > 1:
+                with self.clock("scoring"):
+                    old_logps = self.score(self.policy, rollout).logps
+            metrics = self.backward_pass(rollout, advantages, ref_logps, old_logps)
+            with self.clock("optimizer"):
+                metrics["grad_norm"] = self.optimizer_step()
+        return metrics
+
+    def backward_pass(
+        self, rollout: Rollout, advantages: Tensor, ref_logps: Tensor, old_logps: Tensor | None
+    ) -> dict[str, Any]:
+        """Adds up the gradient of the objective over micro-batches; the denominator is the whole batch's.
+
+        The entropy policy sees the whole batch at once, since thresholds or a budget may span it: with more than one
+        micro-batch the entropies come from a first pass without gradient.
+        """
+        assert self.policy is not None
+        objective, temperature = self.objective, self.rollout_settings.temperature
+        parts = self.micro_batches(rollout)
+        with self.clock("scoring"):
+            if len(parts) == 1:
+                scores = self.policy.score(rollout, temperature=temperature)
+            else:
+                scores = self.score(self.policy, rollout)
+            token_advantages, metrics = self.entropy_policy(advantages, scores.entropy, scores.mask, scores.is_image)
+        denominator = scores.mask.sum()
+        metrics = dict(metrics) | {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
+        for rows in parts:
+            with self.clock("scoring"):
+                part = scores if len(parts) == 1 else self.policy.score(rollout[rows], temperature=temperature)
+            loss, sums = policy_loss(
+                part.logps,
+                ref_logps[rows],
+                token_advantages[rows],
+                part.mask,
+                beta=objective.beta,
+                old_logps=None if old_logps is None else old_logps[rows],
+                clip_low=objective.clip_low,
+                clip_high=objective.clip_high,
+                denominator=denominator,
+            )
+            with self.clock("backward"):
+                self.manual_backward(loss)
+            metrics["loss"] += loss.detach()
+            for name in ("kl", "clip_fraction"):
+                metrics[name] += sums[name]
+        return metrics
+
+    def optimizer_step(self) -> Tensor:
+        """Clips, checks and applies the gradient; returns its norm before clipping."""
+        optimizer: Any = self.optimizers()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.objective.max_grad_norm)
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient norm is {norm.item()} at step {self.global_step}: the weights are left as they were "
+                "before this step; lower optimizer.lr, or look at train/kl and the rewards of the last steps"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        return norm
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        scheduler: Any = self.lr_schedulers()
+        metrics["lr"] = scheduler.get_last_lr()[0]
+        named = {name if name.startswith("perf/") else f"train/{name}": float(v) for name, v in metrics.items()}
+        shown = ("train/reward", "train/kl", "train/entropy_text", "train/entropy_image")
+        for name, value in named.items():
+            self.log(name, value, prog_bar=name in shown, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation.start()
+
+    def validation_step(self, records: list[PromptRecord], batch_idx: int) -> None:
+        assert self.policy is not None
+        with self.clock("validation"):
+            self.validation.add(self.policy, records)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in self.validation.means().items():
+            self.log(f"val/{name}", value, prog_bar=name == "reward", batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what training changes; the rest comes from the model's own path."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        found = set(checkpoint["state_dict"])
+        if trained != found:
+            odd = sorted(trained ^ found)[0]
+            raise ValueError(
+                f"the checkpoint does not fit this model: {len(trained - found)} weights are missing and "
+                f"{len(found - trained)} are surplus (such as {odd}); use the model and adapter that it was trained with"
+            )

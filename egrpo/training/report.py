@@ -1,0 +1,149 @@
+"""What a finished run leaves for a reader: samples before and after, curves, `summary.json`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+import egrpo
+from egrpo.training.images import caption, save_figure, save_sheet
+from egrpo.training.validation import SEEN, Row, grouped, interval, mean_scores
+
+PACKAGES = ("torch", "lightning", "transformers", "deepspeed", "peft", "numpy")
+
+
+def summarise(rows: list[Row]) -> dict[str, Any]:
+    """Means over held-out prompts with 95 % intervals, overall, by task type and by split.
+
+    Held out are all prompts but those of the split "seen", which training uses too.
+    """
+    held_out = [row for row in rows if row.split != SEEN] or rows
+    names = list(rows[0].scores)
+    return {
+        **mean_scores(held_out),
+        "interval_95": {name: interval(_column(held_out, name)) for name in names},
+        "prompts": len(held_out),
+        "by_task_type": {
+            task: mean_scores(part) | {"prompts": len(part)}
+            for task, part in grouped(held_out, lambda row: row.record.task_type).items()
+        },
+        "by_split": {
+            split: mean_scores(part) | {"prompts": len(part)}
+            for split, part in grouped(rows, lambda r: r.split).items()
+        },
+    }
+
+
+def gains(before: list[Row], after: list[Row]) -> dict[str, Any]:
+    """Mean difference of every score on held-out prompts, paired by prompt, with its 95 % interval."""
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.split != SEEN] or list(
+        zip(before, after, strict=True)
+    )
+    out = {}
+    for name in before[0].scores:
+        difference = np.array([b.scores[name] - a.scores[name] for a, b in pairs])
+        out[name] = {"mean": float(difference.mean()), "interval_95": interval(difference)}
+    return out
+
+
+def _column(rows: list[Row], name: str) -> np.ndarray:
+    return np.array([row.scores[name] for row in rows])
+
+
+def save_samples(folder: Path, before: list[Row], after: list[Row], score: str, count: int = 24) -> None:
+    """`before.png` and `after.png`, the same prompts and random numbers, and `before_after.png` with both beside."""
+    held_out = [i for i, row in enumerate(before) if row.split != SEEN] or list(range(len(before)))
+    chosen = [held_out[i] for i in np.linspace(0, len(held_out) - 1, min(count, len(held_out))).astype(int)]
+    for name, rows in (("before", before), ("after", after)):
+        captions = [caption(rows[i].record.prompt, [f"{score} {rows[i].scores[score]:.2f}"]) for i in chosen]
+        mean = np.mean([rows[i].scores[score] for i in chosen])
+        title = f"{name.capitalize()} training: mean {score} of these {len(chosen)} prompts {mean:.2f}"
+        save_sheet(folder / f"{name}.png", [rows[i].image for i in chosen], captions, title)
+    pictures, captions = [], []
+    for i in chosen[:16]:
+        gap = np.full((before[i].image.shape[0], max(1, before[i].image.shape[1] // 16), 3), 255, np.uint8)
+        pictures.append(np.concatenate([before[i].image, gap, after[i].image], axis=1))
+        scores = f"{score} {before[i].scores[score]:.2f} -> {after[i].scores[score]:.2f}"
+        captions.append(caption(before[i].record.prompt, [scores], width=44))
+    title = "Left before, right after training: same prompts, same random numbers"
+    save_sheet(folder / "before_after.png", pictures, captions, title, columns=4)
+
+
+CURVES = (
+    ("Reward (training batches)", ("train/reward",), "mean"),
+    ("Validation, held-out prompts", ("val/reward", "val/oracle", "val/strict"), "mean score"),
+    ("KL to the reference", ("train/kl",), "nats a token"),
+    ("Token entropy", ("train/entropy_text", "train/entropy_image"), "share of log V"),
+    ("Tokens", ("train/share_bonus", "train/share_plain", "train/share_excluded"), "share"),
+    ("Gradient norm", ("train/grad_norm",), "before clipping"),
+)
+
+
+def save_curves(metrics_csv: Path, target: Path) -> None:
+    """Draws the main metrics over optimizer steps."""
+    with metrics_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5))
+    styles = ("-", "--", ":")
+    for axis, (title, names, unit) in zip(axes.flat, CURVES, strict=True):
+        for style, name in zip(styles, names, strict=False):
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            if points:
+                marker = "o" if name.startswith("val/") else None
+                axis.plot(*zip(*points, strict=True), style, marker=marker, label=name)
+        axis.set(title=title, xlabel="optimizer step", ylabel=unit)
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend(fontsize=8)
+    figure.tight_layout()
+    save_figure(figure, target)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package and what decides numbers."""
+    return {"python": platform.python_version(), "egrpo": egrpo.__version__} | {
+        name: metadata.version(name) for name in PACKAGES
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, "+changes" after it if files differ; None outside a git checkout."""
+    here = Path(egrpo.__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, written whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(path)
+
+
+def table(rows: Sequence[tuple[str, dict[str, Any] | None]], names: Sequence[str]) -> str:
+    """Plain-text table of summaries, a line each, means with intervals."""
+    lines = [f"{'':26}" + "".join(f"{name:>28}" for name in names)]
+    for label, summary in rows:
+        if summary is None:
+            continue
+        cells = []
+        for name in names:
+            low, high = summary["interval_95"][name]
+            cells.append(f"{summary[name]:.3f} [{low:.3f}, {high:.3f}]".rjust(28))
+        lines.append(f"{label:26}" + "".join(cells))
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""Settings of the training step, checked when they are read from the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on (loss or gradient is not finite). The message says where and what to try."""
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How samples are drawn.
+
+    Args:
+        group_size: Samples a prompt, G.
+        cfg_weight: Guidance of image tokens; 1 = none.
+        temperature: Divides all logits, in sampling and in scoring.
+        cot: Whether a plan (semantic CoT) is written before the image is drawn.
+        batch_size: Most sequences sampled at once; None = all. The result does not depend on it.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    group_size: int = 8
+    cfg_weight: float = 1.0
+    temperature: float = 1.0
+    cot: bool = True
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size={self.group_size}: advantages compare the samples of one prompt, so a group needs "
+                "at least 2; set rollout.group_size=8 for the published value"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"rollout.temperature={self.temperature}: it must be above 0")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"rollout.batch_size={self.batch_size}: give at least 1, or null for all at once")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is optimised (GRPO, arXiv 2402.03300 eq. 3, with the k3 estimate of KL).
+
+    Args:
+        beta: Weight of KL to the reference.
+        clip_low: Lower clip of the ratio, 1 - clip_low; None = no lower clip.
+        clip_high: Upper clip of the ratio, 1 + clip_high; None = no upper clip.
+        updates_per_rollout: Optimizer steps on one rollout; above 1 the ratio is to the policy that drew it.
+        micro_batch_size: Sequences scored at once; None = all. Gradients do not depend on it.
+        max_grad_norm: Gradients are scaled down to this norm.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    beta: float = 0.01
+    clip_low: float | None = None
+    clip_high: float | None = None
+    updates_per_rollout: int = 1
+    micro_batch_size: int | None = None
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.updates_per_rollout < 1:
+            raise ValueError(f"objective.updates_per_rollout={self.updates_per_rollout}: give at least 1")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"objective.micro_batch_size={self.micro_batch_size}: give at least 1, or null for all")
+        if self.beta < 0:
+            raise ValueError(f"objective.beta={self.beta}: it weighs a divergence and must not be negative")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"objective.max_grad_norm={self.max_grad_norm}: it must be above 0")

@@ -1,0 +1,109 @@
+"""Validation on held-out prompts: one sample a prompt, the same random numbers every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from egrpo.policy import JanusPolicy
+from egrpo.rewards import Reward, RewardEnsemble
+from egrpo.rewards.ensemble import checked
+from egrpo.training.images import to_images
+from egrpo.training.settings import RolloutSettings
+from egrpo.types import PromptRecord
+
+SEEN = "seen"  # the split of validation prompts that training also uses; never part of an overall number
+VALIDATION_STEP = -1  # names the validation stream of random numbers, apart from all training steps
+
+
+@dataclass(frozen=True)
+class Row:
+    """One validated prompt. `scores` holds every judge, and "reward" for the weighted sum that is optimised."""
+
+    record: PromptRecord
+    plan: str
+    image: np.ndarray  # [H, W, 3] uint8
+    scores: dict[str, float]
+
+    @property
+    def split(self) -> str:
+        return self.record.extra.get("split", "all")
+
+
+class Validation:
+    """Draws, scores and keeps the rows of the current validation.
+
+    Args:
+        rewards: The optimised ensemble.
+        judges: Rewards that are only measured.
+        rollout: How samples are drawn; `with_temperature` changes its temperature.
+        seed: Of the sampling.
+    """
+
+    def __init__(self, rewards: RewardEnsemble, judges: Mapping[str, Reward], rollout: RolloutSettings, seed: int):
+        self.rewards, self.judges, self.rollout, self.seed = rewards, dict(judges), rollout, seed
+        self.prefix = ""
+        self.rows: list[Row] = []
+
+    def with_temperature(self, temperature: float, prefix: str = "") -> None:
+        """Later validations sample at this temperature, and their metrics' names start with `prefix`."""
+        self.rollout = replace(self.rollout, temperature=temperature)
+        self.prefix = prefix
+
+    def start(self) -> None:
+        self.rows = []
+
+    def add(self, policy: JanusPolicy, records: list[PromptRecord]) -> None:
+        """Samples one image for each of the records and scores it."""
+        drawn = policy.rollout(
+            records,
+            1,
+            seed=self.seed,
+            step=VALIDATION_STEP,
+            cot=self.rollout.cot,
+            cfg_weight=self.rollout.cfg_weight,
+            temperature=self.rollout.temperature,
+            chunk=self.rollout.batch_size,
+        )
+        images = to_images(drawn.pixels)
+        table = self.rewards(images, records)
+        columns = {"reward": table.total} | {
+            name: checked(name, judge, images, records) for name, judge in self.judges.items()
+        }
+        pixels = drawn.pixels.cpu().numpy()
+        for i, record in enumerate(records):
+            scores = {name: column[i].item() for name, column in columns.items()}
+            self.rows.append(Row(record, drawn.plans[i], pixels[i], scores))
+
+    def means(self) -> dict[str, float]:
+        """Metric name -> mean over held-out prompts, and the same for each split."""
+        held_out = [row for row in self.rows if row.split != SEEN] or self.rows
+        out = mean_scores(held_out)
+        for split, rows in grouped(self.rows, lambda row: row.split).items():
+            out |= {f"{name}/{split}": value for name, value in mean_scores(rows).items()}
+        return {self.prefix + name: value for name, value in out.items()}
+
+
+def mean_scores(rows: list[Row]) -> dict[str, float]:
+    """Mean of every score over the rows."""
+    return {name: float(np.mean([row.scores[name] for row in rows])) for name in rows[0].scores} if rows else {}
+
+
+def grouped(rows: list[Row], key: Any) -> dict[str, list[Row]]:
+    """Rows by key, keys sorted."""
+    out: dict[str, list[Row]] = {}
+    for row in rows:
+        out.setdefault(key(row), []).append(row)
+    return dict(sorted(out.items()))
+
+
+def interval(values: np.ndarray, seed: int = 0) -> list[float]:
+    """95 % interval of a mean by bootstrap over prompts (percentile, 5,000 resamples)."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return [float(np.mean(values))] * 2
+    result = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(seed))
+    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
