@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -28,6 +29,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     # Known and harmless: told once a run by libraries, and only in the way of what the run has to say.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
+    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     entry = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(task)
     try:
         entry()

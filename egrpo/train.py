@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from egrpo.entry import run, save_config
@@ -20,7 +21,7 @@ from egrpo.rewards import RewardEnsemble
 from egrpo.training import GRPOModule, MetricsFile
 from egrpo.training.metrics import peak_memory_gb
 from egrpo.training.report import gains, git_commit, save_curves, save_samples, summarise, table, versions, write_json
-from egrpo.training.validation import Row
+from egrpo.training.validation import Row, load_rows, save_rows
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +36,20 @@ def train(cfg: DictConfig) -> None:
     check_checkpoint(cfg.ckpt_path)
     data: LightningDataModule = instantiate(cfg.data)  # first: bad prompts are told before any model is loaded
     module = build_module(cfg)
-    loggers = [MetricsFile(str(folder)), *instantiate(cfg.logger).values()]
+    loggers: list[Logger] = [MetricsFile(str(folder), resume=cfg.ckpt_path is not None)]
+    loggers += instantiate(cfg.logger).values()
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=list(instantiate(cfg.callbacks).values()))
+    for logger in loggers:
+        logger.log_hyperparams(cast(Any, OmegaConf.to_container(cfg, resolve=True)))
     try:
-        before, baselines = measure_untouched(trainer, module, data, cfg)
+        untouched = measure_untouched(trainer, module, data, cfg, folder)
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path)
-        after = validate(trainer, module, data)
+        fresh = module.validation.finished_at == trainer.global_step
+        trained = module.validation.rows if fresh else validate(trainer, module, data)
     finally:
-        for logger in loggers:
-            logger.finalize("done")
         close_wandb()
     if trainer.is_global_zero:
-        finish(cfg, folder, trainer, module, before, baselines, after, time.monotonic() - start)
+        finish(cfg, folder, trainer, module, untouched, trained, time.monotonic() - start)
 
 
 def build_module(cfg: DictConfig) -> GRPOModule:
@@ -62,16 +65,25 @@ def check_checkpoint(path: str | None) -> None:
 
 
 def measure_untouched(
-    trainer: Trainer, module: GRPOModule, data: LightningDataModule, cfg: DictConfig
-) -> tuple[list[Row], dict[float, list[Row]]]:
-    """Validation of the model before training, at the run's temperature and at the baselines'."""
-    baselines = {}
+    trainer: Trainer, module: GRPOModule, data: LightningDataModule, cfg: DictConfig, folder: Path
+) -> dict[str, list[Row]]:
+    """Validation of the model before training: "before" at the run's temperature, and colder ones for comparison.
+
+    A resumed run finds what its first part measured.
+    """
     usual = module.validation.rollout.temperature
-    for temperature in cfg.baseline_temperatures:
-        module.validation.with_temperature(temperature, f"temperature_{temperature}/")
-        baselines[temperature] = validate(trainer, module, data)
+    wanted = {f"temperature_{t}": t for t in cfg.baseline_temperatures} | {"before": usual}
+    out = {}
+    for name, temperature in wanted.items():
+        path = folder / "validation" / f"{name}.npz"
+        if cfg.ckpt_path is not None and path.exists():
+            out[name] = load_rows(path)
+            continue
+        module.validation.with_temperature(temperature, "" if name == "before" else f"{name}/")
+        out[name] = validate(trainer, module, data)
+        save_rows(path, out[name])
     module.validation.with_temperature(usual)
-    return validate(trainer, module, data), baselines
+    return out
 
 
 def validate(trainer: Trainer, module: GRPOModule, data: LightningDataModule) -> list[Row]:
@@ -85,7 +97,7 @@ def close_wandb() -> None:
     import wandb
 
     if wandb.run is not None:
-        wandb.finish(quiet=True)
+        wandb.finish()
 
 
 def finish(
@@ -93,18 +105,19 @@ def finish(
     folder: Path,
     trainer: Trainer,
     module: GRPOModule,
-    before: list[Row],
-    baselines: dict[float, list[Row]],
-    after: list[Row],
+    untouched: dict[str, list[Row]],
+    trained: list[Row],
     seconds: float,
 ) -> None:
     """Writes samples, curves and summary, and prints the result."""
-    names = [name for name in before[0].scores if name != "reward"] or ["reward"]
-    save_samples(folder / "samples", before, after, names[0])
+    before = untouched["before"]
+    names = [name for name in trained[0].scores if name != "reward"] or ["reward"]
+    save_rows(folder / "validation" / "after.npz", trained)
+    save_samples(folder / "samples", before, trained, names[0])
     save_curves(folder / "metrics.csv", folder / "curves.png")
-    colder: dict[str, Any] = {f"temperature_{t}": summarise(rows) for t, rows in baselines.items()}
+    validation = {name: summarise(rows) for name, rows in {**untouched, "after": trained}.items()}
     summary = {
-        "validation": {"before": summarise(before), "after": summarise(after), **colder, "gain": gains(before, after)},
+        "validation": {**validation, "gain": gains(before, trained)},
         "seconds": {"total": seconds, **module.clock.total},
         "steps": trainer.global_step,
         "peak_memory_gb": peak_memory_gb(),
@@ -114,10 +127,7 @@ def finish(
         "config": OmegaConf.to_container(cfg, resolve=True),
     }
     write_json(folder / "summary.json", summary)
-    validation = summary["validation"]
-    rows = [("untouched", validation["before"])]
-    rows += [(f"untouched at {name.replace('_', ' ')}", value) for name, value in colder.items()]
-    print(table([*rows, ("trained", validation["after"])], names))
+    print(table(validation, names))
     print(f"{trainer.global_step} steps in {seconds:.0f} s. Look at samples/before_after.png and curves.png.")
     print(folder)
 

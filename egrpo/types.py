@@ -35,6 +35,13 @@ class PromptRecord:
         row = {k: v for k, v in asdict(self).items() if v is not None and k != "extra"}
         return {**row, **self.extra}
 
+    @staticmethod
+    def from_dict(row: dict[str, Any]) -> PromptRecord:
+        """Inverse of `to_dict`, unchecked; `egrpo.data.read_prompts` checks files."""
+        known = {f.name for f in fields(PromptRecord)} - {"extra"}
+        extra = {name: value for name, value in row.items() if name not in known}
+        return PromptRecord(**{name: value for name, value in row.items() if name in known}, extra=extra)
+
 
 @dataclass(frozen=True)
 class Segment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -51,10 +52,10 @@ def cell_of(thing: Thing) -> int:
 
 
 def write_plan(things: list[Thing], rng: np.random.Generator) -> str:
-    """One of several wordings of the scene, in raster order: where stands what."""
+    """One of several wordings of the scene: where stands what, things in the order given."""
     style = rng.integers(4)
     parts = []
-    for thing in sorted(things, key=cell_of):
+    for thing in things:
         what = f"{'striped ' if thing.texture == 'striped' else ''}{thing.color} {thing.shape}"
         where = POSITIONS[cell_of(thing)]
         parts.append(
@@ -85,7 +86,8 @@ def spoil(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
         name = kind if kind in ("shape", "texture") else "color"
         values = {"color": COLORS, "shape": SHAPES, "texture": TEXTURES}[name]
         other = [value for value in values if value != getattr(things[i], name)]
-        spoiled[i] = replace(things[i], **{name: _choice(tuple(other), rng)})
+        change: dict[str, Any] = {name: _choice(tuple(other), rng)}
+        spoiled[i] = replace(things[i], **change)
     return spoiled
 
 

@@ -17,17 +17,24 @@ class MetricsFile(Logger):
     """Writes `metrics.csv` in the run's folder. Cells that a row has no value for stay empty.
 
     A resumed run drops the rows after its checkpoint, which it is about to write again, so that the file always reads
-    like that of an uninterrupted run.
+    like that of an uninterrupted run. A new run in a used folder keeps the older file as `metrics.previous.csv`.
 
     Args:
         folder: Of the run.
+        resume: Whether the run goes on from a checkpoint.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, resume: bool = False):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
         self.rows: list[dict[str, str]] = []
         self.columns: list[str] = ["step"]
+        if self.path.exists() and resume:
+            with self.path.open(newline="") as file:
+                rows = [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row.get("step", "").isdigit()]  # a kill may cut the last row short
+        elif self.path.exists():
+            os.replace(self.path, self.path.with_name("metrics.previous.csv"))
 
     @property
     def name(self) -> str:
@@ -39,13 +46,10 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def continue_from(self, step: int) -> None:
-        """Keeps the rows that an earlier part of this run wrote before optimizer step `step`."""
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                old = list(csv.DictReader(file))
-            self.rows = [row for row in old if int(row["step"]) < step] + self.rows
-            self.columns = list(dict.fromkeys(name for row in [{"step": ""}, *self.rows] for name in row))
-            self._rewrite()
+        """Drops the rows that an earlier part of this run wrote after the checkpoint of optimizer step `step`."""
+        self.rows = [row for row in self.rows if int(row["step"]) < step]
+        self.columns = list(dict.fromkeys(name for row in [{"step": ""}, *self.rows] for name in row))
+        self._rewrite()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -129,7 +129,7 @@ class GRPOModule(LightningModule):
                     old_logps = self.score(self.policy, rollout).logps
             metrics = self.backward_pass(rollout, advantages, ref_logps, old_logps)
             with self.clock("optimizer"):
-                metrics["grad_norm"] = self.optimizer_step()
+                metrics["grad_norm"] = self.apply_gradient()
         return metrics
 
     def backward_pass(
@@ -172,7 +172,7 @@ class GRPOModule(LightningModule):
                 metrics[name] += sums[name]
         return metrics
 
-    def optimizer_step(self) -> Tensor:
+    def apply_gradient(self) -> Tensor:
         """Clips, checks and applies the gradient; returns its norm before clipping."""
         optimizer: Any = self.optimizers()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -207,6 +207,7 @@ class GRPOModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         for name, value in self.validation.means().items():
             self.log(f"val/{name}", value, prog_bar=name == "reward", batch_size=1)
+        self.validation.finished_at = self.global_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what training changes; the rest comes from the model's own path."""
@@ -221,5 +222,5 @@ class GRPOModule(LightningModule):
             odd = sorted(trained ^ found)[0]
             raise ValueError(
                 f"the checkpoint does not fit this model: {len(trained - found)} weights are missing and "
-                f"{len(found - trained)} are surplus (such as {odd}); use the model and adapter that it was trained with"
+                f"{len(found - trained)} are surplus (such as {odd}); use the model and adapter it was trained with"
             )

@@ -6,7 +6,7 @@ import csv
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -135,15 +135,10 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def table(rows: Sequence[tuple[str, dict[str, Any] | None]], names: Sequence[str]) -> str:
-    """Plain-text table of summaries, a line each, means with intervals."""
-    lines = [f"{'':26}" + "".join(f"{name:>28}" for name in names)]
-    for label, summary in rows:
-        if summary is None:
-            continue
-        cells = []
-        for name in names:
-            low, high = summary["interval_95"][name]
-            cells.append(f"{summary[name]:.3f} [{low:.3f}, {high:.3f}]".rjust(28))
-        lines.append(f"{label:26}" + "".join(cells))
+def table(summaries: Mapping[str, dict[str, Any]], names: Sequence[str]) -> str:
+    """Plain-text table of summaries, a line each, means with 95 % intervals."""
+    lines = [f"{'held-out prompts':20}" + "".join(f"{name:>26}" for name in names)]
+    for label, summary in summaries.items():
+        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(summary[n], *summary["interval_95"][n]) for n in names]
+        lines.append(f"{label.replace('_', ' '):20}" + "".join(f"{cell:>26}" for cell in cells))
     return "\n".join(lines)

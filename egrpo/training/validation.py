@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,25 @@ class Row:
         return self.record.extra.get("split", "all")
 
 
+def save_rows(path: Path, rows: list[Row]) -> None:
+    """Keeps the rows of a validation, so that a resumed run need not measure the untouched model again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = [json.dumps({"record": row.record.to_dict(), "plan": row.plan, "scores": row.scores}) for row in rows]
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, texts=np.array(texts), images=np.stack([row.image for row in rows]))
+    partial.replace(path)
+
+
+def load_rows(path: Path) -> list[Row]:
+    """Inverse of `save_rows`."""
+    with np.load(path) as file:
+        texts, images = [json.loads(text) for text in file["texts"]], file["images"]
+    return [
+        Row(PromptRecord.from_dict(text["record"]), text["plan"], image, text["scores"])
+        for text, image in zip(texts, images, strict=True)
+    ]
+
+
 class Validation:
     """Draws, scores and keeps the rows of the current validation.
 
@@ -48,6 +69,7 @@ class Validation:
         self.rewards, self.judges, self.rollout, self.seed = rewards, dict(judges), rollout, seed
         self.prefix = ""
         self.rows: list[Row] = []
+        self.finished_at: int | None = None  # optimizer step of the last whole validation
 
     def with_temperature(self, temperature: float, prefix: str = "") -> None:
         """Later validations sample at this temperature, and their metrics' names start with `prefix`."""
@@ -55,7 +77,7 @@ class Validation:
         self.prefix = prefix
 
     def start(self) -> None:
-        self.rows = []
+        self.rows, self.finished_at = [], None
 
     def add(self, policy: JanusPolicy, records: list[PromptRecord]) -> None:
         """Samples one image for each of the records and scores it."""

@@ -12,7 +12,7 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
@@ -39,7 +39,7 @@ def pretrain(cfg: DictConfig) -> None:
     held_out = splits["unseen_prompt"] + splits["unseen_composition"]
     write_prompts(target / "prompts" / "validation.jsonl", held_out + splits["seen"])
 
-    settings = OmegaConf.to_container(cfg, resolve=True)
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
         jobs = [pool.submit(make_codec, settings), pool.submit(make_language, settings)]
         codec, language = (job.result() for job in jobs)

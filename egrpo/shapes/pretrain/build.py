@@ -94,9 +94,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, text: dict[str, Any], vq: di
             "num_hidden_layers": 2,
             **vq,
         },
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKENS["image_token"]),
+        image_token_id=int(tokenizer.vocab[IMAGE_TOKENS["image_token"]]),
         tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
     )
     model = JanusForConditionalGeneration(config)
     with torch.no_grad():

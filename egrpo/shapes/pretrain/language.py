@@ -139,7 +139,8 @@ def trained_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
 
 def make_optimizers(model: Any, muon_lr: float, adamw_lr: float) -> list[torch.optim.Optimizer]:
     """Muon on the language model's matrices, AdamW on embeddings, heads and norms."""
-    matrices, rest = [], []
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for name, parameter in trained_parameters(model):
         is_matrix = parameter.ndim == 2 and "layers." in name
         (matrices if is_matrix else rest).append(parameter)
