@@ -13,6 +13,7 @@ from torch import Tensor
 from egrpo.algorithm import group_advantages, policy_loss
 from egrpo.policy import JanusPolicy
 from egrpo.rewards import Reward, RewardEnsemble
+from egrpo.training.checkpoints import check_names, trained_names
 from egrpo.training.clock import Clock
 from egrpo.training.images import to_images
 from egrpo.training.metrics import rollout_metrics, speed_metrics
@@ -211,16 +212,9 @@ class GRPOModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what training changes; the rest comes from the model's own path."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        trained = trained_names(self)
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        found = set(checkpoint["state_dict"])
-        if trained != found:
-            odd = sorted(trained ^ found)[0]
-            raise ValueError(
-                f"the checkpoint does not fit this model: {len(trained - found)} weights are missing and "
-                f"{len(found - trained)} are surplus (such as {odd}); use the model and adapter it was trained with"
-            )
+        check_names(checkpoint["state_dict"], trained_names(self))
