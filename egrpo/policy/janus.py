@@ -92,8 +92,8 @@ class JanusPolicy(nn.Module):
 
         `settings` are those of the constructor.
         """
-        model, tokenizer = load_janus(path, dtype, attn_implementation)
-        policy = cls(model, tokenizer, templates, **settings)
+        model, processor = load_janus(path, dtype, attn_implementation)
+        policy = cls(model, processor, templates, **settings)
         if adapter is not None:
             adapter(policy)
         return policy

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoTokenizer, JanusForConditionalGeneration, PreTrainedConfig
+from transformers import AutoProcessor, AutoTokenizer, JanusForConditionalGeneration, PreTrainedConfig
 
 from egrpo.paths import resolve
 
@@ -17,7 +17,7 @@ BEGIN_OF_IMAGE = "<begin_of_image>"
 
 
 def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: str = "sdpa") -> tuple[Any, Any]:
-    """Loads a native Janus checkpoint and its tokenizer.
+    """Loads a native Janus checkpoint and its processor.
 
     Args:
         path: Folder in the format of transformers, `package:egrpo/...` for one in the package, or a name on the hub.
@@ -25,7 +25,7 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
         attn_implementation: As in transformers.
 
     Returns:
-        JanusForConditionalGeneration and tokenizer.
+        JanusForConditionalGeneration, and JanusProcessor or the tokenizer alone.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
@@ -43,11 +43,16 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the Janus checkpoint at {path} lacks {len(missing)} weights, {missing[0]} among them")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the Janus checkpoint at {path} has no tokenizer that transformers can load") from error
-    return model, tokenizer
+    return model, _load_processor(path)
+
+
+def _load_processor(path: str) -> Any:
+    for kind in (AutoProcessor, AutoTokenizer):  # the tokenizer alone serves too: drawing needs no image processor
+        try:
+            return kind.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            fault = error
+    raise ValueError(f"the Janus checkpoint at {path} has no tokenizer that transformers can load") from fault
 
 
 def _check_is_janus(path: str) -> None:
