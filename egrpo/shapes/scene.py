@@ -87,8 +87,11 @@ class Spec:
     @staticmethod
     def from_dict(row: dict[str, Any]) -> Spec:
         """Inverse of `to_dict`; raises KeyError or TypeError where `row` is not such a mapping."""
-        bond = row.get("bond")
-        return Spec(tuple(Part(**part) for part in row["parts"]), row.get("locality"), tuple(bond) if bond else None)
+        parts = tuple(Part(**part) for part in row["parts"])
+        locality, bond = row.get("locality"), row.get("bond")
+        if not parts or locality not in (None, *LOCALITIES):
+            raise KeyError("parts" if not parts else locality)
+        return Spec(parts, locality, tuple(bond) if bond else None)
 
 
 def relation_holds(a: Thing, b: Thing, locality: str) -> bool:
