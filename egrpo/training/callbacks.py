@@ -1,4 +1,4 @@
-"""Callbacks of a training run: sample tables, the continued metrics file, plain progress."""
+"""Callbacks of a training run: checkpoints, sample tables, the continued metrics file, plain progress."""
 
 from __future__ import annotations
 
@@ -6,11 +6,46 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
 from egrpo.training.images import caption, save_sheet, to_images
 from egrpo.training.metrics_file import MetricsFile
+
+
+class Checkpoint(ModelCheckpoint):
+    """Keeps the last state for resuming, saved when all of its step is done, and at the end of training.
+
+    Lightning saves before the validation of the same step, which a run killed in between would lose on resume. List
+    this after callbacks whose state depends on validation.
+
+    Args:
+        every_n_train_steps: Optimizer steps from one checkpoint to the next, 0 = only at the end; with several updates
+            a rollout, the first rollout that ends at or after a multiple.
+        settings: As in Lightning.
+    """
+
+    def __init__(self, every_n_train_steps: int, **settings: Any):
+        super().__init__(every_n_train_steps=every_n_train_steps, **settings)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        every, updates = self._every_n_train_steps, pl_module.objective.updates_per_rollout
+        if every < 1 or trainer.global_step % every >= updates or self._should_skip_saving_checkpoint(trainer):
+            return
+        loop = trainer.fit_loop
+        if loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
+            self._defer_save_until_validation = True  # on_validation_end saves
+        else:
+            self._save_now(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_now(trainer)
+
+    def _save_now(self, trainer: Trainer) -> None:
+        candidates = self._monitor_candidates(trainer)
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
 
 
 class SampleTable(Callback):
@@ -25,10 +60,11 @@ class SampleTable(Callback):
     def __init__(self, folder: str, every_n_train_steps: int = 20, num_samples: int = 16):
         self.folder, self.every, self.num_samples = Path(folder), every_n_train_steps, num_samples
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if trainer.global_step % self.every or not trainer.is_global_zero:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        updates = pl_module.objective.updates_per_rollout
+        if trainer.global_step % self.every >= updates or not trainer.is_global_zero:
             return
-        records, rollout, table = pl_module.last_rollout  # type: ignore[misc, union-attr]
+        records, rollout, table = pl_module.last_rollout
         chosen = range(min(self.num_samples, len(records)))
         totals = table.total.tolist()
         images = to_images(rollout.pixels[: len(chosen)])

@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class MetricsFile(Logger):
-    """Writes `metrics.csv` in the run's folder. Cells that a row has no value for stay empty.
+    """Writes `metrics.csv` in the run's folder. Cells that a row has no value for stay empty; `step` counts optimizer
+    steps done.
 
     A resumed run drops the rows after its checkpoint, which it is about to write again, so that the file always reads
     like that of an uninterrupted run. A new run in a used folder keeps the older file as `metrics.previous.csv`.
@@ -28,13 +29,14 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
         self.rows: list[dict[str, str]] = []
-        self.columns: list[str] = ["step"]
         if self.path.exists() and resume:
             with self.path.open(newline="") as file:
                 rows = [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row.get("step", "").isdigit()]  # a kill may cut the last row short
+            # A kill may cut the last row short, even within the number of its step.
+            self.rows = [row for row in rows if row.get("step", "").isdigit() and len(row) > 1]
         elif self.path.exists():
             os.replace(self.path, self.path.with_name("metrics.previous.csv"))
+        self.columns = self._columns()
 
     @property
     def name(self) -> str:
@@ -47,17 +49,19 @@ class MetricsFile(Logger):
     @rank_zero_only
     def continue_from(self, step: int) -> None:
         """Drops the rows that an earlier part of this run wrote after the checkpoint of optimizer step `step`."""
-        self.rows = [row for row in self.rows if int(row["step"]) < step]
-        self.columns = list(dict.fromkeys(name for row in [{"step": ""}, *self.rows] for name in row))
+        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        self.columns = self._columns()
         self._rewrite()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Appends a row; metrics of one step that arrive in two calls make two rows."""
+        """Appends a row; what is measured anew at the same step (a resumed run's last validation) replaces its row."""
         row = {"step": str(step or 0)} | {name: repr(float(v)) for name, v in metrics.items() if name != "epoch"}
         new = [name for name in row if name not in self.columns]
-        self.rows.append(row)
-        if new or not self.path.exists():
+        kept = [old for old in self.rows if old["step"] != row["step"] or old.keys() != row.keys()]
+        replaced = len(kept) < len(self.rows)
+        self.rows = [*kept, row]
+        if new or replaced or not self.path.exists():
             self.columns += new
             self._rewrite()
         else:
@@ -66,6 +70,9 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The resolved configuration lies in `config.yaml` already."""
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(name for row in [{"step": ""}, *self.rows] for name in row))
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,16 +97,22 @@ class GRPOModule(LightningModule):
         """G samples a prompt, N = B x G in group order."""
         assert self.policy is not None
         s = self.rollout_settings
-        return self.policy.rollout(
-            records,
-            s.group_size,
-            seed=self.seed,
-            step=step,
-            cot=s.cot,
-            cfg_weight=s.cfg_weight,
-            temperature=s.temperature,
-            chunk=s.batch_size,
-        )
+        try:
+            return self.policy.rollout(
+                records,
+                s.group_size,
+                seed=self.seed,
+                step=step,
+                cot=s.cot,
+                cfg_weight=s.cfg_weight,
+                temperature=s.temperature,
+                chunk=s.batch_size,
+            )
+        except FloatingPointError as error:
+            raise TrainingError(
+                f"step {self.global_step}: {error}; go on from an earlier checkpoint with ckpt_path=... and a lower "
+                "optimizer.lr"
+            ) from error
 
     def micro_batches(self, rollout: Rollout) -> list[slice]:
         size = self.objective.micro_batch_size or len(rollout)
@@ -193,9 +199,15 @@ class GRPOModule(LightningModule):
         scheduler: Any = self.lr_schedulers()
         metrics["lr"] = scheduler.get_last_lr()[0]
         named = {name if name.startswith("perf/") else f"train/{name}": float(v) for name, v in metrics.items()}
-        shown = ("train/reward", "train/kl", "train/entropy_text", "train/entropy_image")
-        for name, value in named.items():
-            self.log(name, value, prog_bar=name in shown, batch_size=1)
+        self.write(named, shown=("train/reward", "train/kl", "train/entropy_text", "train/entropy_image"))
+
+    def write(self, metrics: dict[str, float], shown: Sequence[str] = ()) -> None:
+        """One row in every logger, at once: Lightning would write it after the checkpoint of its step, or never if the
+        run is killed in between. Callbacks see the metrics too."""
+        for name, value in metrics.items():
+            self.log(name, value, prog_bar=name in shown, logger=False, batch_size=1)
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
 
     def on_validation_epoch_start(self) -> None:
         self.validation.start()
@@ -206,8 +218,7 @@ class GRPOModule(LightningModule):
             self.validation.add(self.policy, records)
 
     def on_validation_epoch_end(self) -> None:
-        for name, value in self.validation.means().items():
-            self.log(f"val/{name}", value, prog_bar=name == "reward", batch_size=1)
+        self.write({f"val/{name}": value for name, value in self.validation.means().items()}, shown=["val/reward"])
         self.validation.finished_at = self.global_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
