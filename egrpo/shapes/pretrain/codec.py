@@ -43,7 +43,8 @@ def train_codec(vqmodel: Any, *, steps: int, batch_size: int, lr: float, seed: i
     codebook = vqmodel.quantize.embedding.weight.requires_grad_(False)
     parameters = [p for p in vqmodel.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    warm_up = 0.1 if steps >= 20 else 0.3  # as a share of all steps; a tenth of 10 steps would be divided by zero
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=warm_up)
     start = time.monotonic()
     for step in range(steps):
         codes = draw_codes(batch_size, rng)
