@@ -1,0 +1,142 @@
+"""Walks through conf/ and composes what is there.
+
+Conventions that the tests hold: a yaml right under conf/ is a root, the configuration of one command; a folder is a
+group, `experiment` being the one whose files are added (`+experiment=NAME`) rather than chosen. The header of an
+experiment names its command, and the command its root:
+
+    # command:  python -m egrpo.train +experiment=NAME        -> conf/train.yaml
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+CONF = Path(__file__).parents[2] / "conf"
+ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
+EXPERIMENTS = sorted(str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.glob("experiment/**/*.yaml"))
+COMMAND = re.compile(r"^# command:\s+python -m egrpo\.(?:shapes\.)?(\w+) ", re.MULTILINE)
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    """The root's configuration as the command sees it, outside a run: what depends on the run's folder is given."""
+    own = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
+    assert isinstance(own, dict)
+    places = [f"{key}=a_folder" for key in ("run_dir", "target", "run") if key in own]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(root, [*places, *overrides])
+
+
+@cache
+def resolved(root: str, *overrides: str) -> dict[str, Any]:
+    """The same as plain dictionaries, all interpolations filled in. Shared by the tests: leave it as it is."""
+    container = OmegaConf.to_container(composed(root, *overrides), resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def defaults_of(root: str) -> dict[str, Any]:
+    """Group -> its choice, or list of choices, in the root's defaults list."""
+    entries = OmegaConf.load(CONF / f"{root}.yaml").get("defaults", [])
+    out = {}
+    for entry in entries:
+        if isinstance(entry, DictConfig):
+            ((key, choice),) = entry.items()
+            out[str(key).split()[-1]] = list(choice) if isinstance(choice, ListConfig) else choice
+    return out
+
+
+def choices_of(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def group_choices(root: str) -> list[str]:
+    """An override a choice, for all groups of the root: "cot=off", "reward=[shapes_strict]"."""
+    return [
+        f"{group}=[{choice}]" if isinstance(default, list) else f"{group}={choice}"
+        for group, default in defaults_of(root).items()
+        for choice in choices_of(group)
+    ]
+
+
+def root_of(experiment: str) -> str:
+    """The root that an experiment is for, by the command in its header."""
+    found = COMMAND.search((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    assert found, f"conf/experiment/{experiment}.yaml has no line '# command:  python -m egrpo.ROOT ...' in its header"
+    return found[1]
+
+
+def key_paths(node: Any, prefix: str = "") -> set[str]:
+    """Every key of a nested mapping, with the keys above it: "trainer.max_steps"."""
+    if not isinstance(node, dict):
+        return set()
+    return {path for key, value in node.items() for path in {f"{prefix}{key}"} | key_paths(value, f"{prefix}{key}.")}
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a `_target_`, with its path."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from targets(value, f"{path}[{index}]")
+
+
+# Arguments that the code adds when it instantiates; all others that a target requires must be in the yaml.
+GIVEN_BY_CODE = {"egrpo.training.GRPOModule": {"rewards"}}
+# Where the `**kwargs` of others' classes go.
+FORWARDED = {
+    "lightning.pytorch.loggers.WandbLogger": "wandb.init",
+    "lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
+}
+
+
+def check_target(path: str, node: dict[str, Any]) -> None:
+    """The target exists, its keyword arguments are ones that it takes, and none that it needs is missing."""
+    target = get_object(node["_target_"])
+    assert callable(target), f"{path}: {node['_target_']} is not callable"
+    given = {key for key in node if key not in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")}
+    signature = inspect.signature(target)
+    unknown = given - known_names(node["_target_"], target)
+    assert not unknown, f"{path}: {node['_target_']} takes no {sorted(unknown)}"
+    named = given & set(signature.parameters)
+    if node.get("_partial_"):
+        signature.bind_partial(**dict.fromkeys(named))
+    else:
+        signature.bind(**dict.fromkeys(named | GIVEN_BY_CODE.get(node["_target_"], set())))
+
+
+def known_names(name: str, target: Any) -> set[str]:
+    """Names of keyword arguments, `**kwargs` followed: of a class to its bases, of a class method to its class."""
+    parameters = inspect.signature(target).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = {p.name for p in parameters if p.kind in kinds}
+    if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return names
+    if name in FORWARDED:
+        return names | known_names(FORWARDED[name], get_object(FORWARDED[name]))
+    if inspect.ismethod(target) and inspect.isclass(target.__self__):
+        return names | known_names("", target.__self__)
+    bases = [base for base in getattr(target, "__mro__", ())[1:-1] if "__init__" in vars(base)]
+    assert bases, f"{target} takes any keyword argument, a misspelt one too: tell in FORWARDED where they go"
+    return names | known_names("", bases[0])
+
+
+def command_module(root: str) -> str:
+    """The module whose command reads a root: egrpo.ROOT, or egrpo.shapes.ROOT."""
+    for name in (f"egrpo.{root}", f"egrpo.shapes.{root}"):
+        if importlib.util.find_spec(name):
+            return name
+    raise AssertionError(f"conf/{root}.yaml has no command: neither egrpo.{root} nor egrpo.shapes.{root} exists")
