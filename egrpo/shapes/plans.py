@@ -52,16 +52,16 @@ def cell_of(thing: Thing) -> int:
 
 
 def write_plan(things: list[Thing], rng: np.random.Generator) -> str:
-    """One of several wordings of the scene: where stands what, things in the order given."""
+    """One of several wordings of the scene: where stands what, in raster order."""
     style = rng.integers(4)
     parts = []
-    for thing in things:
+    for thing in sorted(things, key=cell_of):
         what = f"{'striped ' if thing.texture == 'striped' else ''}{thing.color} {thing.shape}"
         where = POSITIONS[cell_of(thing)]
         parts.append(
-            (f"{where} {what}", f"{what} {where}", f"a {what} at {where}", f"{where}: {what}")[style],
+            (f"{where} {what}", f"{where}: {what}", f"at {where} a {what}", f"a {what} at {where}")[style],
         )
-    return ("; ", ", ", " and ", "; ")[style].join(parts)
+    return ("; ", ", ", " and ", " with ")[style].join(parts)
 
 
 def spoil(things: list[Thing], rng: np.random.Generator) -> list[Thing]:

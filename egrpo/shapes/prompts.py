@@ -15,7 +15,7 @@ from egrpo.types import TASK_TYPES, PromptRecord
 
 PREFIXES = ("", "a photo of ", "a picture of ")
 FIGURES = {"circle": "round", "square": "square", "triangle": "triangular", "cross": "crossed"}
-NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+NUMBERS = {1: "one", 2: "two", 3: "three"}
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 SPLITS = ("train", "seen", "unseen_prompt", "unseen_composition")
 
@@ -49,25 +49,25 @@ def _listed(rng: np.random.Generator, phrases: list[str]) -> str:
 
 
 def _object(rng: np.random.Generator) -> PromptRecord:
-    spec = Spec(tuple(Part(shape=_pick(rng, SHAPES)) for _ in range(rng.integers(1, 4))))
+    spec = Spec(tuple(Part(shape=_pick(rng, SHAPES)) for _ in range(rng.integers(1, 3))))
     return _record("object", _listed(rng, [phrase(p) for p in spec.parts]), spec)
 
 
 def _color(rng: np.random.Generator) -> PromptRecord:
-    spec = Spec(tuple(Part(_pick(rng, SHAPES), _pick(rng, COLORS)) for _ in range(rng.integers(1, 4))))
+    spec = Spec(tuple(Part(_pick(rng, SHAPES), _pick(rng, COLORS)) for _ in range(rng.integers(1, 3))))
     phrases = [phrase(p) for p in spec.parts]
     return _record("color", _listed(rng, phrases), spec, phrases)
 
 
 def _shape(rng: np.random.Generator) -> PromptRecord:
-    spec = Spec(tuple(Part(shape=_pick(rng, SHAPES)) for _ in range(rng.integers(1, 4))))
+    spec = Spec(tuple(Part(shape=_pick(rng, SHAPES)) for _ in range(rng.integers(1, 3))))
     phrases = [f"{FIGURES[p.shape or '']} figure" for p in spec.parts]
     record = _record("shape", _listed(rng, phrases), spec, phrases)
     return PromptRecord(**{**vars(record), "nouns": ["figure"] * len(phrases)})
 
 
 def _texture(rng: np.random.Generator) -> PromptRecord:
-    parts = [Part(_pick(rng, SHAPES), None, _pick(rng, TEXTURES)) for _ in range(rng.integers(1, 4))]
+    parts = [Part(_pick(rng, SHAPES), None, _pick(rng, TEXTURES)) for _ in range(rng.integers(1, 3))]
     phrases = [phrase(p) for p in parts]
     return _record("texture", _listed(rng, phrases), Spec(tuple(parts)), phrases)
 
@@ -84,7 +84,7 @@ def _spatial(rng: np.random.Generator) -> PromptRecord:
 
 def _numeracy(rng: np.random.Generator) -> PromptRecord:
     mixed = rng.random() < 0.5
-    counts = [(1, 2), (2, 1), (2, 2), (1, 3), (3, 1)][rng.integers(5)] if mixed else (int(rng.integers(2, 5)),)
+    counts = [(1, 1), (1, 2), (2, 1)][rng.integers(3)] if mixed else (int(rng.integers(2, 4)),)
     shapes = rng.permutation(SHAPES)
     parts = tuple(
         Part(str(shapes[i]), _pick(rng, COLORS) if rng.random() < 0.5 else None, count=n) for i, n in enumerate(counts)

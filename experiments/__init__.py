@@ -1,0 +1,1 @@
+"""Studies, a folder each: the command, results as CSV, figures, README."""

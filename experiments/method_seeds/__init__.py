@@ -1,0 +1,1 @@
+"""GRPO beside EG-GRPO, five seeds each."""
