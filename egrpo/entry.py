@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -33,7 +34,16 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    entry = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(task)
+
+    @functools.wraps(task)
+    def job(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except Exception as error:
+            _keep_traceback(error)
+            raise
+
+    entry = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)
     try:
         entry()
     except KeyboardInterrupt:
@@ -43,7 +53,6 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         cause = _cause(error)
         if not is_expected(cause):
             raise
-        _keep_traceback(error)
         print(f"error: {_sentence(cause)}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -57,10 +66,11 @@ def is_expected(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The user's error inside Hydra's wrapping."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    """The user's error inside Hydra's wrapping, which stays where only it says which setting has the wrong type."""
+    cause = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return error if isinstance(cause, TypeError) else cause
 
 
 def _sentence(error: BaseException) -> str:
@@ -70,11 +80,8 @@ def _sentence(error: BaseException) -> str:
 
 
 def _keep_traceback(error: BaseException) -> None:
-    """Writes the whole traceback into the run's folder, where there is one."""
-    try:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-    except ValueError:  # Hydra never got so far
-        return
+    """Writes the whole traceback into the run's folder; called within Hydra's job, which alone knows the folder."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_dir():
         (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,9 +60,13 @@ def build_module(cfg: DictConfig) -> GRPOModule:
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Raises FileNotFoundError where a checkpoint to resume from is not there."""
-    if path is not None and not Path(path).exists():
+    """Raises ValueError where a checkpoint to resume from is not there, or is not whole."""
+    if path is None:
+        return
+    if not Path(path).exists():
         raise ValueError(f"ckpt_path={path}: there is no such checkpoint; runs keep theirs in FOLDER/checkpoints/")
+    if Path(path).is_file() and not zipfile.is_zipfile(path):  # strategies that share weights write folders
+        raise ValueError(f"ckpt_path={path}: this file is not a checkpoint, or was cut short; give an earlier one")
 
 
 def measure_untouched(
