@@ -7,27 +7,21 @@ which therefore need not wait. Leaves in `target`: `prompts/`, `janus/` (what tr
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from egrpo.entry import run, save_config
-from egrpo.policy import Templates
-from egrpo.shapes.pretrain.build import build_model, build_processor, build_tokenizer
-from egrpo.shapes.pretrain.codec import measure_codec, train_codec
-from egrpo.shapes.pretrain.language import ExampleMaker, train_language
+from egrpo.shapes.pretrain.build import build_processor
+from egrpo.shapes.pretrain.codec import measure_codec
+from egrpo.shapes.pretrain.jobs import fresh_model, make_codec, make_language, one_thread
 from egrpo.shapes.pretrain.measure import measure_model
 from egrpo.shapes.prompts import make_splits
 from egrpo.types import PromptRecord
-
-log = logging.getLogger(__name__)
 
 
 def pretrain(cfg: DictConfig) -> None:
@@ -40,12 +34,12 @@ def pretrain(cfg: DictConfig) -> None:
     write_prompts(target / "prompts" / "validation.jsonl", held_out + splits["seen"])
 
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=one_thread) as pool:
         jobs = [pool.submit(make_codec, settings), pool.submit(make_language, settings)]
         codec, language = (job.result() for job in jobs)
 
-    _one_thread()
-    model, tokenizer = _fresh(settings)
+    one_thread()
+    model, tokenizer = fresh_model(settings)
     model.model.vqmodel.load_state_dict(codec["weights"])
     model.load_state_dict(language["weights"], strict=False)
     model.save_pretrained(target / "janus")
@@ -63,44 +57,10 @@ def pretrain(cfg: DictConfig) -> None:
     print(target)
 
 
-def make_codec(settings: dict[str, Any]) -> dict[str, Any]:
-    """Trained VQ weights and their cost in seconds."""
-    start = time.monotonic()
-    model, _ = _fresh(settings)
-    train_codec(model.model.vqmodel, **settings["codec"], seed=settings["seed"])
-    return {"weights": model.model.vqmodel.state_dict(), "seconds": time.monotonic() - start}
-
-
-def make_language(settings: dict[str, Any]) -> dict[str, Any]:
-    """All weights outside the VQ model, trained in two stages, and their cost in seconds."""
-    start = time.monotonic()
-    model, tokenizer = _fresh(settings)
-    templates = Templates(**settings["model"]["templates"])
-    maker = ExampleMaker(tokenizer, templates, seed=settings["seed"], **settings["examples"])
-    train_language(model, maker, **settings["clean"])
-    clean = time.monotonic() - start
-    train_language(model, maker, **settings["blur"])
-    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("model.vqmodel.")}
-    return {"weights": weights, "seconds": {"clean": clean, "blur": time.monotonic() - start - clean}}
-
-
 def write_prompts(path: Path, records: list[PromptRecord]) -> None:
     """JSON Lines in the schema of the T2I-R1 training file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records))
-
-
-def _fresh(settings: dict[str, Any]) -> tuple[Any, Any]:
-    torch.manual_seed(settings["seed"])
-    templates = Templates(**settings["model"]["templates"])
-    texts = [templates.reasoning_text(""), templates.image_text("")]
-    tokenizer = build_tokenizer(texts, settings["vocab_size"])
-    return build_model(tokenizer, settings["text"], settings["vq"]), tokenizer
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
 if __name__ == "__main__":
