@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from PIL import Image, ImageStat
 from torch import Tensor
 
+from egrpo.policy import JanusPolicy
 from egrpo.training import GRPOModule
 from egrpo.types import PromptRecord
 
@@ -83,3 +84,15 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 def trained_weights(module: GRPOModule) -> dict[str, torch.Tensor]:
     """Copies of the trainable weights by name."""
     return {name: p.detach().clone() for name, p in module.policy.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def make_lively(policy: JanusPolicy) -> None:
+    """Scales the heads of an untrained model to logits that differ; those of a trained one stay as they are."""
+    inner = policy.model.model
+    hidden = inner.language_model.norm(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
+    for head, last in (
+        (inner.generation_head, inner.generation_head.vision_head),
+        (policy.model.lm_head, policy.model.lm_head),
+    ):
+        last.weight.mul_(1 / head(hidden).std().clamp(max=1))

@@ -11,9 +11,8 @@ import torch
 from lightning.pytorch import Callback
 from transformers import JanusForConditionalGeneration
 
-from egrpo.policy import JanusPolicy
 from egrpo.training import GRPOModule
-from tests.training.pieces import metrics, trained_weights
+from tests.training.pieces import make_lively, metrics, trained_weights
 
 LORA = "model/adapter=lora"
 
@@ -31,15 +30,6 @@ class Recorder(Callback):
 def paint_upper_codes_white(codes: torch.Tensor) -> torch.Tensor:
     """In place of the VQ decoder: pixels that tell, by brightness, the share of codes in the codebook's upper half."""
     return torch.where(codes >= 322, 255, 0).to(torch.uint8).view(-1, 6, 6, 1).expand(-1, -1, -1, 3)
-
-
-@torch.no_grad()
-def make_lively(policy: JanusPolicy) -> None:
-    """Gives an untrained image head logits that the language model can move; a trained one stays as it is."""
-    inner = policy.model.model
-    hidden = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
-    spread = inner.generation_head(inner.language_model.norm(hidden)).std()
-    inner.generation_head.vision_head.weight.mul_(1 / spread.clamp(max=1))
 
 
 @pytest.mark.parametrize("cot", ["on", "off"])

@@ -9,19 +9,22 @@ from egrpo.data import read_prompts
 from egrpo.training import GRPOModule, RolloutSettings
 from egrpo.training.images import to_images
 from egrpo.types import PromptRecord, Rollout
+from tests.training.pieces import make_lively
 
 
 @pytest.fixture(scope="module")
 def module(runs, tmp_path_factory: pytest.TempPathFactory) -> GRPOModule:
-    return runs.module(tmp_path_factory.mktemp("module"))
+    module = runs.module(tmp_path_factory.mktemp("module"))
+    make_lively(module.policy)
+    return module
 
 
 @pytest.fixture(scope="module")
 def records(prompts) -> list[PromptRecord]:
-    """Prompts of different lengths."""
-    few = read_prompts(str(prompts / "train.jsonl"))[:4]
-    assert len({len(record.prompt) for record in few}) > 1
-    return few
+    """Prompts of different lengths: a long one first, the shortest in the third place."""
+    few = sorted(read_prompts(str(prompts / "train.jsonl")), key=lambda record: len(record.prompt))
+    assert len(few[2].prompt) + 10 < len(few[-1].prompt)
+    return [few[-1], few[1], few[0], few[2]]
 
 
 def rewards(module: GRPOModule, rollout: Rollout, records: list[PromptRecord]) -> torch.Tensor:
