@@ -1,8 +1,8 @@
 """Walks through conf/ and composes what is there.
 
 Conventions that the tests hold: a yaml right under conf/ is a root, the configuration of one command; a folder is a
-group, `experiment` being the one whose files are added (`+experiment=NAME`) rather than chosen. The header of an
-experiment names its command, and the command its root:
+group. The files of two groups are added rather than chosen: `+experiment=NAME`, and after it `+debug=NAME`. The header
+of an experiment names its command, and the command its root; debug is for conf/train.yaml:
 
     # command:  python -m egrpo.train +experiment=NAME        -> conf/train.yaml
 """
@@ -24,6 +24,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 CONF = Path(__file__).parents[2] / "conf"
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 EXPERIMENTS = sorted(str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.glob("experiment/**/*.yaml"))
+DEBUGS = sorted(path.stem for path in CONF.glob("debug/*.yaml"))
 COMMAND = re.compile(r"^# command:\s+python -m egrpo\.(?:shapes\.)?(\w+) ", re.MULTILINE)
 
 

@@ -10,6 +10,7 @@ from hydra.errors import ConfigCompositionException
 
 from tests.conf.helpers import (
     CONF,
+    DEBUGS,
     EXPERIMENTS,
     ROOTS,
     check_target,
@@ -53,13 +54,14 @@ def unknown_keys(root: str, cfg: dict[str, Any]) -> set[str]:
 def check(root: str, cfg: dict[str, Any]) -> None:
     """The root's keys are those that its command reads, and every target takes its arguments."""
     assert root in ROOT_KEYS, f"tell the keys of the new root conf/{root}.yaml in ROOT_KEYS"
-    assert set(cfg) - {"debug"} == ROOT_KEYS[root]
+    assert set(cfg) == ROOT_KEYS[root]
     for path, node in targets(cfg):
         check_target(path, node)
 
 
 def test_every_yaml_is_reached_by_a_test():
-    reached = {f"{root}.yaml" for root in ROOTS} | {f"experiment/{name}.yaml" for name in EXPERIMENTS}
+    reached = {f"{root}.yaml" for root in ROOTS}
+    reached |= {f"experiment/{name}.yaml" for name in EXPERIMENTS} | {f"debug/{name}.yaml" for name in DEBUGS}
     for root in ROOTS:
         reached |= {f"{group}/{choice}.yaml" for group in defaults_of(root) for choice in choices_of(group)}
     assert {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} == reached
@@ -92,9 +94,13 @@ def test_experiments_say_what_they_are_and_how_they_are_run(name):
     assert root_of(name) in ROOTS
 
 
-def test_debug_fast_shrinks_a_run():
-    cfg = resolved("train", "debug=fast")
-    assert (cfg["trainer"]["max_steps"], cfg["data"]["prompts_per_step"], cfg["rollout"]["group_size"]) == (2, 2, 2)
+@pytest.mark.parametrize("name", DEBUGS)
+@pytest.mark.parametrize("experiment", [[], *([f"+experiment={e}"] for e in EXPERIMENTS if root_of(e) == "train")])
+def test_debug_comes_over_any_experiment(name, experiment):
+    cfg = resolved("train", *experiment, f"+debug={name}")
+    check("train", cfg)
+    assert not unknown_keys("train", cfg)
+    assert cfg["trainer"]["max_steps"] == 2
 
 
 def test_experiments_differ_in_what_their_name_says():
