@@ -30,6 +30,7 @@ OBJECT = Spec((CIRCLE, SQUARE))
 COLOR = Spec((Part("circle", "red"), Part("square", "blue")))
 TEXTURE = Spec((Part("circle", None, "striped"),))
 ABOVE = Spec((Part("circle", "red"), Part("square", "blue")), "above")
+TWO_ABOVE = Spec((Part("circle", count=2), Part("square")), "above")
 TWO = Spec((Part("circle", count=2),))
 TWO_AND_ONE = Spec((Part("circle", "red", count=2), Part("square")))
 COMPLEX = Spec((Part("circle", "red", "striped"), Part("square", "blue", "plain")), "left of")
@@ -74,6 +75,9 @@ CASES = [
     (ABOVE, [thing("red circle", 1, 0)], 1 / 3),
     (ABOVE, [thing("red circle", 1, 0), thing("blue square", 1, 1), thing("red cross", 2, 2)], 2 / 3),
     (ABOVE, [thing("green square", 1, 0), thing("green circle", 1, 2)], 1 / 3),  # halves, or nothing and the relation
+    # ... of which the second is the second part, not the second thing
+    (TWO_ABOVE, [thing("red circle", 0, 0), thing("red circle", 2, 0), thing("red square", 0, 2)], 1),
+    (TWO_ABOVE, [thing("red circle", 0, 2), thing("red circle", 2, 2), thing("red square", 0, 0)], 3 / 4),
     # numeracy
     (TWO, spread("red circle", "blue circle"), 1),
     (TWO, spread("red circle"), 1 / 2),
