@@ -23,23 +23,21 @@ from egrpo.shapes.oracle import spec_of
 from egrpo.shapes.plans import draw_scene, spoil, write_plan
 from egrpo.shapes.prompts import draw_open
 from egrpo.shapes.scene import Spec, Thing, judge
-from egrpo.types import TASK_TYPES
 
 log = logging.getLogger(__name__)
 IGNORE = -100
-PRACTICE = (*TASK_TYPES, "spatial", "complex", "non")  # relations are the hardest to plan: they come twice as often
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Two padded batches; targets are -100 where nothing is learned."""
+    """Two padded batches, N plans and I <= N images; targets are -100 where nothing is learned."""
 
     text_ids: Tensor  # [N, L] reasoning prompt, plan, end of sequence
     text_targets: Tensor  # [N, L] next text token
     text_mask: Tensor  # [N, L] bool
-    image_ids: Tensor  # [N, M] image prompt up to begin-of-image
-    image_mask: Tensor  # [N, M] bool, left-padded
-    codes: Tensor  # [N, 36]
+    image_ids: Tensor  # [I, M] image prompt up to begin-of-image
+    image_mask: Tensor  # [I, M] bool, left-padded
+    codes: Tensor  # [I, 36]
 
 
 class ExampleMaker:
@@ -57,16 +55,18 @@ class ExampleMaker:
         self.unconditional = unconditional
         self.planless = planless
 
-    def batch(self, size: int, spoiled_plans: float, spoiled_images: float) -> Batch:
+    def batch(self, size: int, spoiled_plans: float, spoiled_images: float, image_share: float = 1.0) -> Batch:
+        """`size` plans to write, and images to draw for the first `image_share` of them."""
         rows = [self._example(spoiled_plans, spoiled_images) for _ in range(size)]
         reasoning = self.tokenizer([row[0] for row in rows]).input_ids
         plans = self.tokenizer([row[1] for row in rows], add_special_tokens=False).input_ids
-        images = self.tokenizer([row[2] for row in rows]).input_ids
+        drawn = rows[: round(size * image_share)]
+        images = self.tokenizer([row[2] for row in drawn]).input_ids
         begin = self.tokenizer.convert_tokens_to_ids(self.tokenizer.boi_token)
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         text = [r + p + [eos] for r, p in zip(reasoning, plans, strict=True)]
         targets = [[IGNORE] * (len(r) - 1) + p + [eos, IGNORE] for r, p in zip(reasoning, plans, strict=True)]
-        blank = self.rng.random(size) < self.unconditional
+        blank = self.rng.random(len(drawn)) < self.unconditional
         images = [
             [ids[0], *([pad] * (len(ids) - 1) if empty else ids[1:]), begin]
             for ids, empty in zip(images, blank, strict=True)
@@ -74,12 +74,12 @@ class ExampleMaker:
         text_ids, text_mask = _pad(text, pad)
         text_targets, _ = _pad(targets, IGNORE)
         image_ids, image_mask = _pad(images, pad, left=True)
-        codes = torch.from_numpy(np.stack([row[3] for row in rows]))
+        codes = torch.from_numpy(np.stack([row[3] for row in drawn]))
         return Batch(text_ids, text_targets, text_mask, image_ids, image_mask, codes)
 
     def _example(self, spoiled_plans: float, spoiled_images: float) -> tuple[str, str, str, np.ndarray]:
         rng = self.rng
-        record = draw_open(rng, PRACTICE[rng.integers(len(PRACTICE))])
+        record = draw_open(rng)
         spec = spec_of(record)
         planned = draw_scene(spec, rng)
         if rng.random() < spoiled_plans:
@@ -160,6 +160,7 @@ def train_language(
     batch_size: int,
     muon_lr: float,
     adamw_lr: float,
+    image_share: float = 1.0,
     spoiled_plans: float = 0.0,
     spoiled_images: float = 0.0,
 ) -> None:
@@ -171,7 +172,7 @@ def train_language(
     model.train()
     start = time.monotonic()
     for step in range(steps):
-        text, image = losses(model, maker.batch(batch_size, spoiled_plans, spoiled_images))
+        text, image = losses(model, maker.batch(batch_size, spoiled_plans, spoiled_images, image_share))
         for optimizer in optimizers:
             optimizer.zero_grad()
         (text + 2 * image).backward()
