@@ -41,8 +41,8 @@ def test_a_reward_that_can_be_learned_rises(runs, tmp_path, cot: str):
     make_lively(module.policy)
     runs.fit(tmp_path, *settings, module=module, callbacks=[reward])
     first, last = np.array(reward.values[:3]), np.array(reward.values[-3:])
-    assert last.min() > first.max() + 0.15
-    assert last.mean() > first.mean() + 0.3
+    assert last.min() > first.max() + 0.1
+    assert last.mean() > first.mean() + 0.2
 
 
 @pytest.mark.parametrize("adapter", ["model/adapter=none", LORA])
