@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from egrpo.entry import run, save_config
 from egrpo.rewards import RewardEnsemble
 from egrpo.training import GRPOModule, MetricsFile
+from egrpo.training.checks import check_entropy_policy, check_optimizer
 from egrpo.training.metrics import peak_memory_gb
 from egrpo.training.report import gains, git_commit, save_curves, save_samples, summarise, table, versions, write_json
 from egrpo.training.validation import Row, load_rows, save_rows
@@ -54,9 +55,12 @@ def train(cfg: DictConfig) -> None:
 
 
 def build_module(cfg: DictConfig) -> GRPOModule:
-    """The LightningModule with its rewards; the policy itself is built when the trainer is ready."""
+    """The LightningModule with its rewards, its settings checked; the policy is built when the trainer is ready."""
     rewards = RewardEnsemble(instantiate(cfg.reward, _convert_="object"))
-    return instantiate(cfg.module, rewards=rewards, _convert_="object")
+    module: GRPOModule = instantiate(cfg.module, rewards=rewards, _convert_="object")
+    check_entropy_policy(module.entropy_policy)
+    check_optimizer(module.make_optimizer, module.make_scheduler)
+    return module
 
 
 def check_checkpoint(path: str | None) -> None:

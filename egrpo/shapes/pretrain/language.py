@@ -181,5 +181,7 @@ def train_language(
             schedule.step()
         if step % 50 == 0:
             seconds = time.monotonic() - start
-            log.info("language %d/%d: text %.3f, image %.3f nats, %.0f s", step, steps, text, image, seconds)
+            log.info(
+                "language %d/%d: text %.3f, image %.3f nats, %.0f s", step, steps, text.item(), image.item(), seconds
+            )
     model.eval()

@@ -1,0 +1,34 @@
+"""Settings that only a call can check are told before anything is computed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from transformers import get_constant_schedule_with_warmup
+
+from egrpo.algorithm import entropy_policies
+from egrpo.training.checks import check_entropy_policy, check_optimizer
+
+
+@pytest.mark.parametrize("name", ["uniform", "entropy_guided", "budget_balanced", "top_entropy"])
+def test_the_policies_pass(name: str):
+    check_entropy_policy(getattr(entropy_policies, name))
+
+
+@pytest.mark.parametrize("settings", [{"high_fraction": 0.9}, {"segments": ("sound",)}, {"nonsense": 1}])
+def test_a_bad_entropy_policy_is_told(settings):
+    with pytest.raises(ValueError, match="^entropy_policy: "):
+        check_entropy_policy(partial(entropy_policies.entropy_guided, **settings))
+
+
+def test_bad_optimizers_and_schedules_are_told():
+    constant = partial(get_constant_schedule_with_warmup, num_warmup_steps=0)
+    check_optimizer(partial(torch.optim.AdamW, lr=1e-3), constant)
+    with pytest.raises(ValueError, match="^optimizer: .*nonsense"):
+        check_optimizer(partial(torch.optim.AdamW, nonsense=1), constant)
+    with pytest.raises(ValueError, match="^optimizer: .*learning rate"):
+        check_optimizer(partial(torch.optim.AdamW, lr=-1.0), constant)
+    with pytest.raises(ValueError, match="^scheduler: .*nonsense"):
+        check_optimizer(torch.optim.AdamW, partial(constant, nonsense=1))
