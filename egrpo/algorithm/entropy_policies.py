@@ -166,11 +166,11 @@ def _prepare(
     for name, value in (("mask", mask), ("is_image", is_image)):
         if entropy.dim() != 2 or value.shape != entropy.shape:
             raise ValueError(
-                f"entropy policy: {name} is {list(value.shape)}, entropy {list(entropy.shape)}; pass both as [N, T]"
+                f"{name} is {list(value.shape)}, entropy {list(entropy.shape)}; pass both as [N, T]"
             )
     if advantages.shape != entropy.shape[:1]:
         raise ValueError(
-            f"entropy policy: advantages have shape {list(advantages.shape)}, entropy {list(entropy.shape)}; pass one "
+            f"advantages have shape {list(advantages.shape)}, entropy {list(entropy.shape)}; pass one "
             "advantage a sequence"
         )
     dtype = torch.promote_types(torch.promote_types(advantages.dtype, entropy.dtype), torch.float32)
@@ -243,22 +243,22 @@ def _check_bands(high_fraction: float, low_fraction: float, segments: Sequence[s
     _check_fractions(high_fraction=high_fraction, low_fraction=low_fraction)
     if as_ratio(high_fraction) + as_ratio(low_fraction) > 1:
         raise ValueError(
-            f"entropy policy: high_fraction {high_fraction} + low_fraction {low_fraction} exceeds 1; lower one of them"
+            f"high_fraction {high_fraction} + low_fraction {low_fraction} exceeds 1; lower one of them"
         )
     named = [segments] if isinstance(segments, str) else list(segments)
     if isinstance(segments, str) or not named or any(name not in SEGMENTS for name in named):
-        raise ValueError(f"entropy policy: segments is {segments!r}; list one or both of {list(SEGMENTS)}")
+        raise ValueError(f"segments is {segments!r}; list one or both of {list(SEGMENTS)}")
     if threshold not in THRESHOLDS:
-        raise ValueError(f"entropy policy: threshold is {threshold!r}; choose one of {sorted(THRESHOLDS)}")
+        raise ValueError(f"threshold is {threshold!r}; choose one of {sorted(THRESHOLDS)}")
 
 
 def _check_fractions(**fractions: float) -> None:
     for name, value in fractions.items():
         if not 0 <= value <= 1:
-            raise ValueError(f"entropy policy: {name} is {value}; set a share of the tokens within 0..1")
+            raise ValueError(f"{name} is {value}; set a share of the tokens within 0..1")
 
 
 def _check_nonnegative(**settings: float) -> None:
     for name, value in settings.items():
         if not value >= 0:
-            raise ValueError(f"entropy policy: {name} is {value}; set 0 or more")
+            raise ValueError(f"{name} is {value}; set 0 or more")

@@ -19,16 +19,16 @@ def test_the_policies_pass(name: str):
 
 @pytest.mark.parametrize("settings", [{"high_fraction": 0.9}, {"segments": ("sound",)}, {"nonsense": 1}])
 def test_a_bad_entropy_policy_is_told(settings):
-    with pytest.raises(ValueError, match="^entropy_policy: "):
+    with pytest.raises(ValueError, match=r"^entropy_policy: "):
         check_entropy_policy(partial(entropy_policies.entropy_guided, **settings))
 
 
 def test_bad_optimizers_and_schedules_are_told():
     constant = partial(get_constant_schedule_with_warmup, num_warmup_steps=0)
     check_optimizer(partial(torch.optim.AdamW, lr=1e-3), constant)
-    with pytest.raises(ValueError, match="^optimizer: .*nonsense"):
+    with pytest.raises(ValueError, match=r"^optimizer: .*nonsense"):
         check_optimizer(partial(torch.optim.AdamW, nonsense=1), constant)
-    with pytest.raises(ValueError, match="^optimizer: .*learning rate"):
+    with pytest.raises(ValueError, match=r"^optimizer: .*learning rate"):
         check_optimizer(partial(torch.optim.AdamW, lr=-1.0), constant)
-    with pytest.raises(ValueError, match="^scheduler: .*nonsense"):
+    with pytest.raises(ValueError, match=r"^scheduler: .*nonsense"):
         check_optimizer(torch.optim.AdamW, partial(constant, nonsense=1))
