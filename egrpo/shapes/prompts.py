@@ -138,16 +138,25 @@ def is_unseen_composition(record: PromptRecord) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] % 8 == 0
 
 
-def split_of(prompt: str) -> str:
-    """ "held_out" for 1 in 5 prompts by a stable hash of the text, "open" for the others."""
-    return "held_out" if hashlib.sha256(prompt.encode()).digest()[0] % 5 == 0 else "open"
+def split_of(record: PromptRecord) -> str:
+    """Which side a prompt is on: "held_out" for 1 in 5 of what can be asked for, "open" for the others.
+
+    By a stable hash of task type and scene, so that another wording, or another order of the same things, is on the
+    same side.
+    """
+    scene = record.extra["scene"]
+    parts = [" ".join(f"{name}={value}" for name, value in sorted(part.items())) for part in scene["parts"]]
+    if "locality" not in scene:
+        parts.sort()
+    key = f"{record.task_type}: {parts} {LOCALITIES.get(scene.get('locality', ''))} {scene.get('bond')}"
+    return "held_out" if hashlib.sha256(key.encode()).digest()[0] % 5 == 0 else "open"
 
 
 def draw_open(rng: np.random.Generator, task_type: str | None = None) -> PromptRecord:
     """A prompt that may be trained on: neither held out nor an unseen composition."""
     while True:
         record = draw(rng, task_type)
-        if split_of(record.prompt) == "open" and not is_unseen_composition(record):
+        if split_of(record) == "open" and not is_unseen_composition(record):
             return record
 
 
@@ -159,10 +168,10 @@ def make_splits(train: int = 1600, seen: int = 160, unseen: int = 480, compositi
     """
     rng = np.random.default_rng(seed)
     out: dict[str, list[PromptRecord]] = {}
-    out["train"] = list(_distinct(rng, train, lambda r: split_of(r.prompt) == "open" and not is_unseen_composition(r)))
+    out["train"] = list(_distinct(rng, train, lambda r: split_of(r) == "open" and not is_unseen_composition(r)))
     out["seen"] = [out["train"][i] for i in sorted(rng.choice(train, seen, replace=False))]
     out["unseen_prompt"] = list(
-        _distinct(rng, unseen, lambda r: split_of(r.prompt) == "held_out" and not is_unseen_composition(r))
+        _distinct(rng, unseen, lambda r: split_of(r) == "held_out" and not is_unseen_composition(r))
     )
     out["unseen_composition"] = list(_distinct(rng, compositions, is_unseen_composition, ("spatial", "complex")))
     return {

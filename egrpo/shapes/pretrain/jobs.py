@@ -5,6 +5,8 @@ Not in `__main__`: a spawned process does not import the `__main__` of a package
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from pathlib import Path
@@ -27,25 +29,28 @@ def make_codec(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_language(settings: dict[str, Any]) -> dict[str, Any]:
-    """All weights outside the VQ model, trained in two stages, and their cost in seconds.
+    """All weights outside the VQ model, trained stage by stage, and the cost of each in seconds.
 
-    The first stage's weights stay in the target folder as `clean.pt`; where they are there already, only the second
-    stage runs, and gives what the whole would have given.
+    What a stage ends with is kept beside the target folder, under a name that its settings and those of the stages
+    before decide. Where it is there already, the stage is passed over, and the result is the same.
     """
     model, tokenizer = fresh_model(settings)
     templates = Templates(**settings["model"]["templates"])
-    kept = Path(settings["target"]) / "clean.pt"
     seconds = {}
-    for stage, seed in (("clean", settings["seed"]), ("blur", settings["seed"] + 1)):
-        start = time.monotonic()
-        if stage == "clean" and kept.exists():
+    history = json.dumps({name: settings[name] for name in ("seed", "text", "vq", "vocab_size", "examples", "model")})
+    for number, (stage, recipe) in enumerate(settings["stages"].items()):
+        history += json.dumps([stage, recipe])
+        kept = Path(settings["target"]).parent / f"{stage}_{hashlib.sha256(history.encode()).hexdigest()[:12]}.pt"
+        if kept.exists():
             model.load_state_dict(torch.load(kept, weights_only=True))
             continue
-        maker = ExampleMaker(tokenizer, templates, seed=seed, **settings["examples"])
-        train_language(model, maker, **settings[stage])
+        start = time.monotonic()
+        maker = ExampleMaker(tokenizer, templates, seed=settings["seed"] + number, **settings["examples"])
+        train_language(model, maker, **recipe)
         seconds[stage] = time.monotonic() - start
-        if stage == "clean":
-            torch.save(model.state_dict(), kept)
+        partial = kept.with_suffix(".partial")
+        torch.save(model.state_dict(), partial)
+        partial.replace(kept)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("model.vqmodel.")}
     return {"weights": weights, "seconds": seconds}
 

@@ -23,9 +23,11 @@ from egrpo.shapes.oracle import spec_of
 from egrpo.shapes.plans import draw_scene, spoil, write_plan
 from egrpo.shapes.prompts import draw_open
 from egrpo.shapes.scene import Spec, Thing, judge
+from egrpo.types import TASK_TYPES
 
 log = logging.getLogger(__name__)
 IGNORE = -100
+PRACTICE = (*TASK_TYPES, "spatial", "complex", "non")  # relations are the hardest to plan: they come twice as often
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class ExampleMaker:
 
     def _example(self, spoiled_plans: float, spoiled_images: float) -> tuple[str, str, str, np.ndarray]:
         rng = self.rng
-        record = draw_open(rng)
+        record = draw_open(rng, PRACTICE[rng.integers(len(PRACTICE))])
         spec = spec_of(record)
         planned = draw_scene(spec, rng)
         if rng.random() < spoiled_plans:
