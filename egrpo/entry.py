@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from egrpo.paths import config_dir
 
 # Errors whose message is written for the user; all others keep their traceback.
-EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException)
+EXPECTED = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -38,6 +38,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
         try:
+            (Path(HydraConfig.get().runtime.output_dir) / "error.txt").unlink(missing_ok=True)
             return task(cfg)
         except Exception as error:
             _keep_traceback(error)

@@ -165,9 +165,7 @@ def _prepare(
     """Checks shapes; returns the advantage at every token [N, T] and the entropy, both at least float32, and masks."""
     for name, value in (("mask", mask), ("is_image", is_image)):
         if entropy.dim() != 2 or value.shape != entropy.shape:
-            raise ValueError(
-                f"{name} is {list(value.shape)}, entropy {list(entropy.shape)}; pass both as [N, T]"
-            )
+            raise ValueError(f"{name} is {list(value.shape)}, entropy {list(entropy.shape)}; pass both as [N, T]")
     if advantages.shape != entropy.shape[:1]:
         raise ValueError(
             f"advantages have shape {list(advantages.shape)}, entropy {list(entropy.shape)}; pass one "
@@ -242,9 +240,7 @@ def _shares(bands: _Bands, counted: Tensor) -> Metrics:
 def _check_bands(high_fraction: float, low_fraction: float, segments: Sequence[str], threshold: str) -> None:
     _check_fractions(high_fraction=high_fraction, low_fraction=low_fraction)
     if as_ratio(high_fraction) + as_ratio(low_fraction) > 1:
-        raise ValueError(
-            f"high_fraction {high_fraction} + low_fraction {low_fraction} exceeds 1; lower one of them"
-        )
+        raise ValueError(f"high_fraction {high_fraction} + low_fraction {low_fraction} exceeds 1; lower one of them")
     named = [segments] if isinstance(segments, str) else list(segments)
     if isinstance(segments, str) or not named or any(name not in SEGMENTS for name in named):
         raise ValueError(f"segments is {segments!r}; list one or both of {list(SEGMENTS)}")

@@ -53,7 +53,7 @@ class SampleTable(Callback):
 
     Args:
         folder: Of the run.
-        every_n_train_steps: Steps from one table to the next.
+        every_n_train_steps: Steps from one table to the next; 0 = none.
         num_samples: Samples shown, whole groups first.
     """
 
@@ -62,7 +62,7 @@ class SampleTable(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         updates = pl_module.objective.updates_per_rollout
-        if trainer.global_step % self.every >= updates or not trainer.is_global_zero:
+        if self.every < 1 or trainer.global_step % self.every >= updates or not trainer.is_global_zero:
             return
         records, rollout, table = pl_module.last_rollout
         chosen = range(min(self.num_samples, len(records)))

@@ -56,7 +56,7 @@ def drawn_tokens(rollout: Rollout) -> int:
 
 def peak_memory_gb() -> float:
     """Peak of the accelerator's allocator, or of the process on a CPU, in 10^9 bytes."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

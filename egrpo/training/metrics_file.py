@@ -18,7 +18,8 @@ class MetricsFile(Logger):
     steps done.
 
     A resumed run drops the rows after its checkpoint, which it is about to write again, so that the file always reads
-    like that of an uninterrupted run. A new run in a used folder keeps the older file as `metrics.previous.csv`.
+    like that of an uninterrupted run. A new run in a used folder keeps the older file as `metrics.previous_1.csv`
+    (or 2, ...).
 
     Args:
         folder: Of the run.
@@ -35,7 +36,7 @@ class MetricsFile(Logger):
             # A kill may cut the last row short, even within the number of its step.
             self.rows = [row for row in rows if row.get("step", "").isdigit() and len(row) > 1]
         elif self.path.exists():
-            os.replace(self.path, self.path.with_name("metrics.previous.csv"))
+            self._set_aside()
         self.columns = self._columns()
 
     @property
@@ -73,6 +74,13 @@ class MetricsFile(Logger):
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(name for row in [{"step": ""}, *self.rows] for name in row))
+
+    @rank_zero_only
+    def _set_aside(self) -> None:
+        number = 1
+        while (older := self.path.with_name(f"metrics.previous_{number}.csv")).exists():
+            number += 1
+        os.replace(self.path, older)
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

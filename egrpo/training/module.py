@@ -71,6 +71,7 @@ class GRPOModule(LightningModule):
         if self.policy is None:
             self.policy = self.make_policy()
             self.reference = self.make_reference(self.policy)
+            self.policy.train()  # transformers loads in evaluation mode, where gradient checkpointing stays off
 
     def configure_optimizers(self) -> Any:
         assert self.policy is not None
@@ -135,6 +136,8 @@ class GRPOModule(LightningModule):
                 with self.clock("scoring"):
                     old_logps = self.score(self.policy, rollout).logps
             metrics = self.backward_pass(rollout, advantages, ref_logps, old_logps)
+            scheduler: Any = self.lr_schedulers()
+            metrics["lr"] = scheduler.get_last_lr()[0]
             with self.clock("optimizer"):
                 metrics["grad_norm"] = self.apply_gradient()
         return metrics
@@ -186,8 +189,8 @@ class GRPOModule(LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.objective.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient norm is {norm.item()} at step {self.global_step}: the weights are left as they were "
-                "before this step; lower optimizer.lr, or look at train/kl and the rewards of the last steps"
+                f"the gradient norm is {norm.item()} at step {self.global_step}, and the step was not taken; look at "
+                "train/kl and the rewards of the last steps, or go on from a checkpoint with a lower optimizer.lr"
             )
         optimizer.step()
         optimizer.zero_grad()
@@ -196,8 +199,6 @@ class GRPOModule(LightningModule):
         return norm
 
     def report(self, metrics: dict[str, Any]) -> None:
-        scheduler: Any = self.lr_schedulers()
-        metrics["lr"] = scheduler.get_last_lr()[0]
         named = {name if name.startswith("perf/") else f"train/{name}": float(v) for name, v in metrics.items()}
         self.write(named, shown=("train/reward", "train/kl", "train/entropy_text", "train/entropy_image"))
 

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 
 import egrpo
 from egrpo.training.images import caption, save_figure, save_sheet
-from egrpo.training.validation import SEEN, Row, grouped, interval, mean_scores
+from egrpo.training.validation import Row, grouped, held_out, interval, mean_scores
 
 PACKAGES = ("torch", "lightning", "transformers", "deepspeed", "peft", "numpy")
 
@@ -26,15 +26,15 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
 
     Held out are all prompts but those of the split "seen", which training uses too.
     """
-    held_out = [row for row in rows if row.split != SEEN] or rows
+    overall = held_out(rows)
     names = list(rows[0].scores)
     return {
-        **mean_scores(held_out),
-        "interval_95": {name: interval(_column(held_out, name)) for name in names},
-        "prompts": len(held_out),
+        **mean_scores(overall),
+        "interval_95": {name: interval(_column(overall, name)) for name in names},
+        "prompts": len(overall),
         "by_task_type": {
             task: mean_scores(part) | {"prompts": len(part)}
-            for task, part in grouped(held_out, lambda row: row.record.task_type).items()
+            for task, part in grouped(overall, lambda row: row.record.task_type).items()
         },
         "by_split": {
             split: mean_scores(part) | {"prompts": len(part)}
@@ -45,9 +45,7 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
 
 def gains(before: list[Row], after: list[Row]) -> dict[str, Any]:
     """Mean difference of every score on held-out prompts, paired by prompt, with its 95 % interval."""
-    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.split != SEEN] or list(
-        zip(before, after, strict=True)
-    )
+    pairs = list(zip(held_out(before), held_out(after), strict=True))
     out = {}
     for name in before[0].scores:
         difference = np.array([b.scores[name] - a.scores[name] for a, b in pairs])
@@ -61,8 +59,8 @@ def _column(rows: list[Row], name: str) -> np.ndarray:
 
 def save_samples(folder: Path, before: list[Row], after: list[Row], score: str, count: int = 24) -> None:
     """`before.png` and `after.png`, the same prompts and random numbers, and `before_after.png` with both beside."""
-    held_out = [i for i, row in enumerate(before) if row.split != SEEN] or list(range(len(before)))
-    chosen = [held_out[i] for i in np.linspace(0, len(held_out) - 1, min(count, len(held_out))).astype(int)]
+    before, after = held_out(before), held_out(after)
+    chosen = np.linspace(0, len(before) - 1, min(count, len(before))).astype(int)
     for name, rows in (("before", before), ("after", after)):
         captions = [caption(rows[i].record.prompt, [f"{score} {rows[i].scores[score]:.2f}"]) for i in chosen]
         mean = np.mean([rows[i].scores[score] for i in chosen])
@@ -123,6 +121,8 @@ def git_commit() -> str | None:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent:  # installed inside somebody else's checkout
+            return None
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -36,6 +36,8 @@ class RolloutSettings:
                 f"rollout.group_size={self.group_size}: advantages compare the samples of one prompt, so a group needs "
                 "at least 2; set rollout.group_size=8 for the published value"
             )
+        if not 0 <= self.cfg_weight < float("inf"):
+            raise ValueError(f"rollout.cfg_weight={self.cfg_weight}: give a number from 0 on; 1 = no guidance")
         if self.temperature <= 0:
             raise ValueError(f"rollout.temperature={self.temperature}: it must be above 0")
         if self.batch_size is not None and self.batch_size < 1:
@@ -70,6 +72,12 @@ class Objective:
             raise ValueError(f"objective.updates_per_rollout={self.updates_per_rollout}: give at least 1")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"objective.micro_batch_size={self.micro_batch_size}: give at least 1, or null for all")
+        for name in ("clip_low", "clip_high"):
+            value = getattr(self, name)
+            if value is not None and (value <= 0 or (name == "clip_low" and value >= 1)):
+                raise ValueError(
+                    f"objective.{name}={value}: give a distance from ratio 1, such as 0.2, or null for none"
+                )
         if self.beta < 0:
             raise ValueError(f"objective.beta={self.beta}: it weighs a divergence and must not be negative")
         if self.max_grad_norm <= 0:

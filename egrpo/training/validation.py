@@ -38,6 +38,8 @@ class Row:
 
 def save_rows(path: Path, rows: list[Row]) -> None:
     """Keeps the rows of a validation, so that a resumed run need not measure the untouched model again."""
+    if not rows:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = [json.dumps({"record": row.record.to_dict(), "plan": row.plan, "scores": row.scores}) for row in rows]
     partial = path.with_suffix(".partial.npz")
@@ -103,11 +105,15 @@ class Validation:
 
     def means(self) -> dict[str, float]:
         """Metric name -> mean over held-out prompts, and the same for each split."""
-        held_out = [row for row in self.rows if row.split != SEEN] or self.rows
-        out = mean_scores(held_out)
+        out = mean_scores(held_out(self.rows))
         for split, rows in grouped(self.rows, lambda row: row.split).items():
             out |= {f"{name}/{split}": value for name, value in mean_scores(rows).items()}
         return {self.prefix + name: value for name, value in out.items()}
+
+
+def held_out(rows: list[Row]) -> list[Row]:
+    """The rows that overall numbers are about: all but the split "seen", or all where there is nothing else."""
+    return [row for row in rows if row.split != SEEN] or rows
 
 
 def mean_scores(rows: list[Row]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from omegaconf import OmegaConf
 from scipy import stats
 
 HERE = Path(__file__).parent
@@ -34,7 +35,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     last = {name: np.mean([float(row[f"train/{name}"]) for row in rows]) for name in
             ("kl", "entropy_text", "entropy_image", "plans_distinct")}  # fmt: skip
     return {
-        "method": summary["config"]["entropy_policy"]["_target_"].rpartition(".")[2],
+        "method": OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.choices.entropy_policy,
         "seed": summary["seed"],
         "strict_before": validation["before"]["strict"],
         "strict_after": validation["after"]["strict"],

@@ -33,7 +33,7 @@ TRAIN_KEYS = {
     *("optimizer", "scheduler", "trainer", "logger", "callbacks"),
 }
 PRETRAIN_KEYS = {
-    *("seed", "target", "model", "rollout", "vocab_size", "text", "vq", "codec", "examples", "clean", "blur"),
+    *("seed", "target", "model", "rollout", "vocab_size", "text", "vq", "codec", "examples", "stages"),
 }
 ROOT_KEYS = {"train": TRAIN_KEYS, "pretrain": PRETRAIN_KEYS, "export": {"run", "checkpoint", "target"}}
 # Mappings whose keys are names of things, so that an experiment may add some.

@@ -22,7 +22,7 @@ from egrpo.shapes.pretrain.jobs import make_codec, make_language
 from egrpo.shapes.pretrain.language import ExampleMaker, losses, train_language, trained_parameters
 from tests.shapes.conftest import SMALL_TEXT, SMALL_VQ
 
-FEW_STEPS = {"codec": {"steps": 5, "batch_size": 4}, "clean": {"steps": 4, "batch_size": 8}, "blur": {"steps": 2}}
+FEW_STEPS = {"draw": {"steps": 4, "batch_size": 8}, "plan": {"steps": 2, "batch_size": 8}, "blur": {"steps": 2}}
 
 
 def codec_error(vqmodel: Any) -> tuple[float, float]:
@@ -148,28 +148,45 @@ def test_losses_are_those_of_single_tokens_without_padding(small_model, tokenize
     assert image.item() == pytest.approx(np.mean(alone_image), rel=1e-4)
 
 
-def few_steps(settings: dict[str, Any]) -> dict[str, Any]:
-    small = settings | {"text": settings["text"] | SMALL_TEXT, "vq": settings["vq"] | SMALL_VQ}
-    return small | {part: settings[part] | change for part, change in FEW_STEPS.items()}
+def few_steps(settings: dict[str, Any], target: Path) -> dict[str, Any]:
+    small = settings | {"text": settings["text"] | SMALL_TEXT, "vq": settings["vq"] | SMALL_VQ, "target": str(target)}
+    stages = {stage: settings["stages"][stage] | change for stage, change in FEW_STEPS.items()}
+    return small | {"codec": settings["codec"] | {"steps": 5, "batch_size": 4}, "stages": stages}
 
 
-def test_same_seed_same_weights(settings):
-    small = few_steps(settings)
+def test_same_seed_same_weights(settings, tmp_path):
     for make in (make_codec, make_language):
-        first, again = (make(small)["weights"] for _ in range(2))
-        other = make(small | {"seed": 1})["weights"]
+        folders = [tmp_path / make.__name__ / name / "assets" for name in ("first", "again", "other")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        first, again = (make(few_steps(settings, folder))["weights"] for folder in folders[:2])
+        other = make(few_steps(settings, folders[2]) | {"seed": 1})["weights"]
         assert all(torch.equal(value, again[name]) for name, value in first.items())
         assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_a_broken_off_pretraining_goes_on_from_its_last_stage(settings, tmp_path):
+    small = few_steps(settings, tmp_path / "assets")
+    whole = make_language(small)
+    kept = {path.name.split("_")[0]: path for path in tmp_path.glob("*.pt")}
+    assert set(kept) == set(whole["seconds"]) == set(FEW_STEPS)
+    kept["blur"].unlink()
+    rest = make_language(small)
+    assert set(rest["seconds"]) == {"blur"}
+    assert all(torch.equal(value, whole["weights"][name]) for name, value in rest["weights"].items())
+    changed = small | {"stages": small["stages"] | {"plan": small["stages"]["plan"] | {"steps": 1}}}
+    assert set(make_language(changed)["seconds"]) == {"plan", "blur"}
 
 
 @pytest.mark.slow
 def test_the_whole_command_leaves_what_a_policy_loads(settings, tmp_path):
     """Small networks, few steps: prompts, model and verdict; the weights are those of its two parts run alone."""
-    changes = few_steps(settings)
+    changes = few_steps(settings, tmp_path / "again" / "assets")
+    (tmp_path / "again").mkdir()
+    changed = {part: changes[part] for part in ("text", "vq", "codec")}
+    changed |= {f"stages.{stage}": recipe for stage, recipe in changes["stages"].items()}
     overrides = [
-        f"{part}.{key}={str(value).replace(' ', '')}"
-        for part in ("text", "vq", *FEW_STEPS)
-        for key, value in changes[part].items()
+        f"{part}.{key}={str(value).replace(' ', '')}" for part, node in changed.items() for key, value in node.items()
     ]
     command = [sys.executable, "-m", "egrpo.shapes.pretrain", f"target={tmp_path / 'assets'}", *overrides]
     ran = subprocess.run(

@@ -64,7 +64,7 @@ def test_what_is_measured_again_replaces_its_row(written):
 def test_a_new_run_keeps_the_file_of_the_one_before(written):
     before = (written / "metrics.csv").read_text()
     file = MetricsFile(str(written))
-    assert (written / "metrics.previous.csv").read_text() == before and not (written / "metrics.csv").exists()
+    assert (written / "metrics.previous_1.csv").read_text() == before and not (written / "metrics.csv").exists()
     file.log_metrics({"train/loss": 9.0})
     assert lines(written) == ["step,train/loss", "0,9.0"]
 

@@ -108,7 +108,7 @@ def test_a_validation_draws_the_same_random_numbers_every_time(runs, tmp_path):
 def test_a_new_run_in_a_used_folder_keeps_the_older_metrics(runs, tmp_path):
     first = runs.run(tmp_path, "trainer.max_steps=1")
     again = runs.run(tmp_path, "trainer.max_steps=1")
-    assert first == again and (tmp_path / "metrics.previous.csv").exists()
+    assert first == again and (tmp_path / "metrics.previous_1.csv").exists()
 
 
 def test_trackers_are_written_offline(runs, tmp_path, monkeypatch):

@@ -1,0 +1,88 @@
+"""The two ends of a run: the untouched model is measured before it, the trained one is reported after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+
+from egrpo.training.metrics import peak_memory_gb
+from egrpo.training.module import GRPOModule
+from egrpo.training.report import gains, git_commit, save_curves, save_samples, summarise, table, versions, write_json
+from egrpo.training.validation import Row, load_rows, save_rows
+
+
+def validate(trainer: Trainer, module: GRPOModule, data: LightningDataModule) -> list[Row]:
+    """Rows of one validation, one a prompt."""
+    trainer.validate(module, datamodule=data, verbose=False)
+    return module.validation.rows
+
+
+def measure_untouched(
+    trainer: Trainer,
+    module: GRPOModule,
+    data: LightningDataModule,
+    folder: Path,
+    baseline_temperatures: list[float],
+    resumed: bool,
+) -> dict[str, list[Row]]:
+    """Validation of the model before training: "before" at the run's temperature, and colder ones for comparison.
+
+    A resumed run finds what its first part measured.
+    """
+    usual = module.validation.rollout.temperature
+    wanted = {f"temperature_{t}": t for t in baseline_temperatures} | {"before": usual}
+    out = {}
+    for name, temperature in wanted.items():
+        path = folder / "validation" / f"{name}.npz"
+        if resumed and path.exists():
+            out[name] = load_rows(path)
+            continue
+        module.validation.with_temperature(temperature, "" if name == "before" else f"{name}/")
+        out[name] = validate(trainer, module, data)
+        save_rows(path, out[name])
+    module.validation.with_temperature(usual)
+    return out
+
+
+def measure_trained(trainer: Trainer, module: GRPOModule, data: LightningDataModule) -> list[Row]:
+    """Validation of the trained model; the one that ended the training where there was one."""
+    if module.validation.finished_at == trainer.global_step and module.validation.rows:
+        return module.validation.rows
+    return validate(trainer, module, data)
+
+
+def report_run(
+    folder: Path,
+    trainer: Trainer,
+    module: GRPOModule,
+    untouched: Mapping[str, list[Row]],
+    trained: list[Row],
+    seconds: float,
+    settings: Any,
+) -> None:
+    """Writes samples, curves and summary, and prints the result; the folder is the last line."""
+    summary: dict[str, Any] = {
+        "validation": {},
+        "seconds": {"total": seconds, **module.clock.total},
+        "steps": trainer.global_step,
+        "peak_memory_gb": peak_memory_gb(),
+        "seed": module.seed,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "config": settings,
+    }
+    if trained:  # trainer.limit_val_batches=0 leaves nothing to report
+        before = untouched["before"]
+        judges = [name for name in trained[0].scores if name != "reward"] or ["reward"]
+        save_rows(folder / "validation" / "after.npz", trained)
+        save_samples(folder / "samples", before, trained, judges[0])
+        summaries = {name: summarise(rows) for name, rows in {**untouched, "after": trained}.items()}
+        summary["validation"] = {**summaries, "gain": gains(before, trained)}
+        print(table(summaries, judges))
+    save_curves(folder / "metrics.csv", folder / "curves.png")
+    write_json(folder / "summary.json", summary)
+    print(f"{trainer.global_step} steps in {seconds:.0f} s. Look at samples/before_after.png and curves.png.")
+    print(folder)
