@@ -88,6 +88,9 @@ def _keep_traceback(error: BaseException) -> None:
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:
-    """Leaves the resolved configuration in the run's folder as `config.yaml`."""
+    """Leaves the resolved configuration in the run's folder as `config.yaml`; an older one is kept beside it."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.yaml").exists():
+        number = 1 + len(list(folder.glob("config.previous_*.yaml")))
+        (folder / "config.yaml").replace(folder / f"config.previous_{number}.yaml")
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)

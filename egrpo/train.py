@@ -5,6 +5,7 @@ Leaves in its folder: config.yaml, metrics.csv, checkpoints/, samples/, curves.p
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,9 @@ from egrpo.rewards import RewardEnsemble
 from egrpo.training import GRPOModule, MetricsFile
 from egrpo.training.checks import check_entropy_policy, check_optimizer
 from egrpo.training.outcome import measure_trained, measure_untouched, report_run
-from egrpo.training.resume import check_checkpoint, check_same_settings
+from egrpo.training.resume import changed_settings, check_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> None:
@@ -29,7 +32,9 @@ def train(cfg: DictConfig) -> None:
     folder, resumed = Path(cfg.run_dir), cfg.ckpt_path is not None
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     check_checkpoint(cfg.ckpt_path)
-    check_same_settings(cfg, folder)
+    changed = changed_settings(cfg, folder)
+    if changed:
+        log.warning("this run goes on with other settings than it began with: %s", ", ".join(changed))
     save_config(cfg, folder)
     torch.set_num_threads(cfg.threads)
     seed_everything(cfg.seed, verbose=False)
@@ -40,7 +45,8 @@ def train(cfg: DictConfig) -> None:
     for logger in loggers:
         logger.log_hyperparams(settings)
     try:
-        untouched = measure_untouched(trainer, module, data, folder, list(cfg.baseline_temperatures), resumed)
+        kept = resumed and not changed  # what the first part of the run measured still holds
+        untouched = measure_untouched(trainer, module, data, folder, list(cfg.baseline_temperatures), kept)
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path)
         trained = measure_trained(trainer, module, data)
     finally:

@@ -76,6 +76,17 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def sampled(self) -> TokenScores:
+        """What was recorded while sampling, text columns first (none without CoT); no gradient."""
+        segments = [self.image] if self.text is None else [self.text, self.image]
+        return TokenScores(
+            logps=torch.cat([s.logps for s in segments], dim=1),
+            entropy=torch.cat([s.entropy for s in segments], dim=1),
+            mask=torch.cat([s.mask for s in segments], dim=1),
+            is_image=torch.cat([torch.full_like(s.mask, s is self.image) for s in segments], dim=1),
+        )
+
     def __getitem__(self, rows: slice) -> Rollout:
         return replace(
             self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,17 +69,12 @@ def score_rollout(
         chunk_size: Positions whose logits are held at once.
         padding: The mode the image tokens were drawn in.
     """
-    segments, parts = [rollout.image], []
+    parts = []
     if rollout.text is not None:
-        segments.insert(0, rollout.text)
         parts.append(score_text(backbone, rollout.text, temperature=temperature, chunk_size=chunk_size))
     parts.append(score_image(backbone, rollout.image, temperature=temperature, chunk_size=chunk_size, padding=padding))
-    return TokenScores(
-        logps=torch.cat([logps for logps, _ in parts], dim=1),
-        entropy=torch.cat([entropy for _, entropy in parts], dim=1),
-        mask=torch.cat([segment.mask for segment in segments], dim=1),
-        is_image=torch.cat([torch.full_like(s.mask, s is rollout.image) for s in segments], dim=1),
-    )
+    logps, entropy = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
+    return replace(rollout.sampled, logps=logps, entropy=entropy)
 
 
 def _head_scores(

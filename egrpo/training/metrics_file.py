@@ -59,10 +59,12 @@ class MetricsFile(Logger):
         """Appends a row; what is measured anew at the same step (a resumed run's last validation) replaces its row."""
         row = {"step": str(step or 0)} | {name: repr(float(v)) for name, v in metrics.items() if name != "epoch"}
         new = [name for name in row if name not in self.columns]
-        kept = [old for old in self.rows if old["step"] != row["step"] or old.keys() != row.keys()]
-        replaced = len(kept) < len(self.rows)
-        self.rows = [*kept, row]
-        if new or replaced or not self.path.exists():
+        older = [i for i, old in enumerate(self.rows) if old["step"] == row["step"] and old.keys() == row.keys()]
+        if older:
+            self.rows[older[0]] = row
+        else:
+            self.rows.append(row)
+        if new or older or not self.path.exists():
             self.columns += new
             self._rewrite()
         else:

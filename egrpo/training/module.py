@@ -19,7 +19,7 @@ from egrpo.training.images import to_images
 from egrpo.training.metrics import rollout_metrics, speed_metrics
 from egrpo.training.settings import Objective, RolloutSettings, TrainingError
 from egrpo.training.validation import Validation
-from egrpo.types import PromptRecord, RewardTable, Rollout, TokenScores
+from egrpo.types import PromptRecord, RewardTable, Rollout
 
 
 class GRPOModule(LightningModule):
@@ -88,8 +88,8 @@ class GRPOModule(LightningModule):
             table = self.rewards(to_images(rollout.pixels), grouped)
         advantages = group_advantages(table.total, settings.group_size).to(self.device)
         with self.clock("reference"):
-            reference = self.score(self.reference, rollout)
-        metrics = self.update(rollout, advantages, reference.logps)
+            ref_logps = self.reference_logps(rollout)
+        metrics = self.update(rollout, advantages, ref_logps)
         self.last_rollout = (grouped, rollout, table)
         metrics |= rollout_metrics(rollout, table, settings.group_size)
         self.report(metrics | speed_metrics(rollout, self.clock.step))
@@ -120,55 +120,52 @@ class GRPOModule(LightningModule):
         return [slice(first, first + size) for first in range(0, len(rollout), size)]
 
     @torch.no_grad()
-    def score(self, scorer: Any, rollout: Rollout) -> TokenScores:
-        """Scores of the whole rollout without gradient, a micro-batch at a time."""
+    def reference_logps(self, rollout: Rollout) -> Tensor:
+        """[N, T] of the frozen reference, a micro-batch at a time."""
         temperature = self.rollout_settings.temperature
-        return TokenScores.cat(
-            [scorer.score(rollout[rows], temperature=temperature) for rows in self.micro_batches(rollout)]
-        )
+        parts = [self.reference.score(rollout[rows], temperature=temperature) for rows in self.micro_batches(rollout)]
+        return torch.cat([part.logps for part in parts])
 
     def update(self, rollout: Rollout, advantages: Tensor, ref_logps: Tensor) -> dict[str, Any]:
-        """All optimizer steps on one rollout; returns the metrics of the last."""
+        """All optimizer steps on one rollout; returns the metrics of the last.
+
+        Token advantages are fixed for the whole rollout, from the entropies that were recorded while sampling: the
+        entropy policy sees the whole batch at once (thresholds or a budget may span it), whatever the micro-batches.
+        """
+        sampled = rollout.sampled
+        token_advantages, shares = self.entropy_policy(advantages, sampled.entropy, sampled.mask, sampled.is_image)
         metrics: dict[str, Any] = {}
-        old_logps = None
-        for update in range(self.objective.updates_per_rollout):
-            if update == 0 and self.objective.updates_per_rollout > 1:
-                with self.clock("scoring"):
-                    old_logps = self.score(self.policy, rollout).logps
-            metrics = self.backward_pass(rollout, advantages, ref_logps, old_logps)
+        old_logps = None  # the first update is on-policy: its ratio is 1
+        for _ in range(self.objective.updates_per_rollout):
+            metrics, logps = self.backward_pass(rollout, token_advantages, ref_logps, old_logps)
+            old_logps = logps if old_logps is None else old_logps
             scheduler: Any = self.lr_schedulers()
             metrics["lr"] = scheduler.get_last_lr()[0]
             with self.clock("optimizer"):
                 metrics["grad_norm"] = self.apply_gradient()
-        return metrics
+        return dict(shares) | metrics
 
     def backward_pass(
-        self, rollout: Rollout, advantages: Tensor, ref_logps: Tensor, old_logps: Tensor | None
-    ) -> dict[str, Any]:
+        self, rollout: Rollout, token_advantages: Tensor, ref_logps: Tensor, old_logps: Tensor | None
+    ) -> tuple[dict[str, Any], Tensor]:
         """Adds up the gradient of the objective over micro-batches; the denominator is the whole batch's.
 
-        The entropy policy sees the whole batch at once, since thresholds or a budget may span it: with more than one
-        micro-batch the entropies come from a first pass without gradient.
+        Returns:
+            metrics, and the log-probabilities [N, T] that the gradient was taken at, detached.
         """
         assert self.policy is not None
         objective, temperature = self.objective, self.rollout_settings.temperature
-        parts = self.micro_batches(rollout)
-        with self.clock("scoring"):
-            if len(parts) == 1:
-                scores = self.policy.score(rollout, temperature=temperature)
-            else:
-                scores = self.score(self.policy, rollout)
-            token_advantages, metrics = self.entropy_policy(advantages, scores.entropy, scores.mask, scores.is_image)
-        denominator = scores.mask.sum()
-        metrics = dict(metrics) | {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
-        for rows in parts:
+        denominator = rollout.sampled.mask.sum()
+        metrics: dict[str, Any] = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
+        logps = []
+        for rows in self.micro_batches(rollout):
             with self.clock("scoring"):
-                part = scores if len(parts) == 1 else self.policy.score(rollout[rows], temperature=temperature)
+                scores = self.policy.score(rollout[rows], temperature=temperature)
             loss, sums = policy_loss(
-                part.logps,
+                scores.logps,
                 ref_logps[rows],
                 token_advantages[rows],
-                part.mask,
+                scores.mask,
                 beta=objective.beta,
                 old_logps=None if old_logps is None else old_logps[rows],
                 clip_low=objective.clip_low,
@@ -177,10 +174,10 @@ class GRPOModule(LightningModule):
             )
             with self.clock("backward"):
                 self.manual_backward(loss)
-            metrics["loss"] += loss.detach()
-            for name in ("kl", "clip_fraction"):
-                metrics[name] += sums[name]
-        return metrics
+            logps.append(scores.logps.detach())
+            for name, value in {"loss": loss.detach(), **sums}.items():
+                metrics[name] += value
+        return metrics, torch.cat(logps)
 
     def apply_gradient(self) -> Tensor:
         """Clips, checks and applies the gradient; returns its norm before clipping."""

@@ -26,18 +26,19 @@ def measure_untouched(
     data: LightningDataModule,
     folder: Path,
     baseline_temperatures: list[float],
-    resumed: bool,
+    kept: bool,
 ) -> dict[str, list[Row]]:
     """Validation of the model before training: "before" at the run's temperature, and colder ones for comparison.
 
-    A resumed run finds what its first part measured.
+    Args:
+        kept: Take what an earlier part of the run measured, where it is there.
     """
     usual = module.validation.rollout.temperature
     wanted = {f"temperature_{t}": t for t in baseline_temperatures} | {"before": usual}
     out = {}
     for name, temperature in wanted.items():
         path = folder / "validation" / f"{name}.npz"
-        if resumed and path.exists():
+        if kept and path.exists():
             out[name] = load_rows(path)
             continue
         module.validation.with_temperature(temperature, "" if name == "before" else f"{name}/")

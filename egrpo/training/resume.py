@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# What a resumed run may change in its own folder: nothing that decides what was computed so far.
+# What a resumed run may change without a word: nothing that decides what is computed.
 FREE = ("ckpt_path", "run_dir", "threads", "logger", "callbacks", "trainer.max_steps", "trainer.enable_progress_bar")
 
 
@@ -22,25 +22,20 @@ def check_checkpoint(path: str | None) -> None:
         raise ValueError(f"ckpt_path={path}: this file is not a checkpoint, or was cut short; give an earlier one")
 
 
-def check_same_settings(cfg: DictConfig, folder: Path) -> None:
-    """Raises ValueError where a run resumes in its own folder with settings other than those it began with.
+def changed_settings(cfg: DictConfig, folder: Path) -> list[str]:
+    """What differs from the settings that the run in this folder began with, "name=new (was old)" each.
 
-    Such a run would read like one experiment and be two.
+    A run that goes on with other settings reads like one experiment and is two; what may change freely is left out.
     """
     before = folder / "config.yaml"
     if cfg.ckpt_path is None or not before.is_file():
-        return
+        return []
     old, new = (_flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(before), cfg))
-    changed = [
+    return [
         f"{name}={new.get(name)} (was {old.get(name)})"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not any(name == free or name.startswith(free + ".") for free in FREE)
     ]
-    if changed:
-        raise ValueError(
-            f"this run began with other settings: {', '.join(changed[:5])}; resume with the overrides that it began "
-            "with, or give another hydra.run.dir"
-        )
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

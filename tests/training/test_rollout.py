@@ -64,7 +64,7 @@ def test_teacher_forcing_gives_what_was_recorded_while_sampling(
     monkeypatch.setattr(module.policy, "padding", padding)
     module.rollout_settings = RolloutSettings(group_size=2, cfg_weight=cfg_weight, temperature=0.8, cot=cot)
     rollout = module.sample(records, step=0)
-    scores = module.score(module.policy, rollout)
+    scores = module.policy.score(rollout, temperature=0.8)
     segments = [rollout.text, rollout.image] if cot else [rollout.image]
     logps, entropy, mask = (torch.cat([getattr(s, n) for s in segments], 1) for n in ("logps", "entropy", "mask"))
     assert torch.equal(scores.mask, mask)

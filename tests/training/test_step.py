@@ -34,20 +34,27 @@ def drawn(runs, prompts, tmp_path_factory: pytest.TempPathFactory) -> tuple[GRPO
     return module, uneven(module.sample(read_prompts(str(prompts / "train.jsonl"))[:2], step=0))
 
 
+@torch.no_grad()
+def policy_logps(module: GRPOModule, rollout: Rollout) -> torch.Tensor:
+    return module.policy.score(rollout, temperature=module.rollout_settings.temperature).logps
+
+
 @pytest.mark.parametrize("policy", ["entropy_guided", "budget_balanced"])
 @pytest.mark.parametrize("updates", [1, 2])
 def test_gradients_do_not_depend_on_micro_batches(runs, drawn, tmp_path, policy: str, updates: int):
     module, rollout = drawn
     shaper = runs.module(tmp_path, FOUR, f"entropy_policy={policy}").entropy_policy
-    module.entropy_policy = shaper
+    sampled = rollout.sampled
+    token_advantages, _ = shaper(ADVANTAGES, sampled.entropy, sampled.mask, sampled.is_image)
     module.manual_backward = lambda loss: loss.backward()  # Lightning's own needs a trainer
     results: dict[int | None, tuple[torch.Tensor, dict[str, Any]]] = {}
     for size in (None, 1, 3, 4):
         module.objective = replace(module.objective, micro_batch_size=size, beta=0.05)
-        reference = module.score(module.policy, rollout).logps - 0.1
-        old = None if updates == 1 else module.score(module.policy, rollout).logps + 0.02
+        reference = policy_logps(module, rollout) - 0.1
+        old = None if updates == 1 else policy_logps(module, rollout) + 0.02
         module.policy.zero_grad()
-        metrics = module.backward_pass(rollout, ADVANTAGES, reference, old)
+        metrics, logps = module.backward_pass(rollout, token_advantages, reference, old)
+        torch.testing.assert_close(logps, policy_logps(module, rollout), atol=1e-5, rtol=0)
         grads = [p.grad.flatten() for p in module.policy.parameters() if p.grad is not None]
         results[size] = torch.cat(grads), {name: float(value) for name, value in metrics.items()}
     whole, metrics = results[None]
@@ -65,11 +72,10 @@ def spied(module: GRPOModule) -> tuple[list[dict[str, Any]], list[tuple[int, lis
 
     def backward(rollout, advantages, ref_logps, old_logps):
         step, before = module.global_step, trained_weights(module)
-        metrics = backward_pass(rollout, advantages, ref_logps, old_logps)
-        passes.append(
-            {"step": step, "weights": before, "given": (rollout, advantages, ref_logps, old_logps), **metrics}
-        )
-        return metrics
+        metrics, logps = backward_pass(rollout, advantages, ref_logps, old_logps)
+        given = (rollout, advantages, ref_logps, old_logps)
+        passes.append({"step": step, "weights": before, "given": given, "logps": logps, **metrics})
+        return metrics, logps
 
     def sampled(records, step):
         rollouts.append((step, [record.prompt for record in records]))
@@ -95,15 +101,15 @@ def test_several_updates_of_one_rollout(runs, prompts, tmp_path):
     # Rollouts count on, and each takes its own prompts in the stream's order.
     assert [step for step, _ in rollouts] == [0, 1]
     assert not set(rollouts[0][1]) & set(rollouts[1][1])
-    for first in (passes[0], passes[3]):
-        rollout, advantages, reference, old = first["given"]
-        assert old is not None
+    for first, *later in (passes[:3], passes[3:]):
+        rollout, _, _, old = first["given"]
+        assert old is None  # on-policy: the ratio is 1
         for name, value in first["weights"].items():
             module.policy.get_parameter(name).data.copy_(value)
-        torch.testing.assert_close(module.score(module.policy, rollout).logps, old, atol=1e-6, rtol=0)
-        module.manual_backward = lambda loss: loss.backward()
-        on_policy = GRPOModule.backward_pass(module, rollout, advantages, reference, None)
-        assert float(on_policy["loss"]) == pytest.approx(float(first["loss"]), abs=1e-7)
+        torch.testing.assert_close(policy_logps(module, rollout), first["logps"], atol=1e-6, rtol=0)
+        for update in later:  # the ratio is to the policy that drew the rollout, and token advantages stay
+            assert update["given"][3] is first["logps"] and update["given"][1] is first["given"][1]
+            assert not torch.equal(update["logps"], first["logps"])
 
 
 def plain_logps(policy: Any, rollout: Rollout, row: int) -> torch.Tensor:
@@ -163,4 +169,7 @@ def test_advantages_reach_the_samples_they_belong_to(runs, tmp_path):
     assert rollout.prompts == [p for p in dict.fromkeys(rollout.prompts) for _ in range(4)]
     grey = (rollout.pixels.float() * torch.tensor([0.299, 0.587, 0.114])).sum(-1).mean((1, 2)) / 255
     torch.testing.assert_close(table.total, grey, atol=0.01, rtol=0)
-    assert torch.equal(passes[0]["given"][1], group_advantages(table.total, 4))
+    sampled = rollout.sampled
+    advantages = group_advantages(table.total, 4)
+    expected, _ = module.entropy_policy(advantages, sampled.entropy, sampled.mask, sampled.is_image)
+    assert torch.equal(passes[0]["given"][1], expected) and expected.abs().max() > 0
