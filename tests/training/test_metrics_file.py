@@ -52,12 +52,12 @@ def test_a_last_row_that_a_kill_cut_short_goes(written, cut: str):
     assert lines(written) == ["step,train/loss,val/reward", "1,0.5,", "2,0.25,", "2,,1.0", "3,0.125,"]
 
 
-def test_what_is_measured_again_replaces_its_row(written):
+def test_what_is_measured_again_replaces_its_row_in_place(written):
     file = MetricsFile(str(written), resume=True)
     file.log_metrics({"val/reward": 1.0}, step=2)
     file.log_metrics({"val/reward": 3.0}, step=3)
     file.log_metrics({"val/reward": 2.0}, step=3)
-    expected = ["1,0.5,", "2,0.25,", "3,0.125,", "2,,1.0", "3,,2.0"]
+    expected = ["1,0.5,", "2,0.25,", "2,,1.0", "3,0.125,", "3,,2.0"]
     assert lines(written) == ["step,train/loss,val/reward", *expected]
 
 
