@@ -25,14 +25,17 @@ def save_sheet(
 ) -> None:
     """Writes a grid of [H, W, 3] uint8 pictures, each under its caption."""
     rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.75 * rows + 0.5), squeeze=False)
+    height, width = pictures[0].shape[:2]
+    across = 1.8 * max(1.0, width / height)  # inches a picture; its caption has four lines at most
+    size = (across * columns, (across * height / width + 0.75) * rows + 0.5)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, caption in zip(axes.flat, pictures, captions, strict=False):
         axis.imshow(picture, interpolation="nearest")
         axis.set_title(plain_text(caption), fontsize=7)
     figure.suptitle(plain_text(title), fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1, 0.985))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))
     save_figure(figure, path)
 
 
