@@ -20,7 +20,7 @@ from scipy import stats
 HERE = Path(__file__).parent
 COLUMNS = (
     "method", "seed", "strict_before", "strict_after", "oracle_before", "oracle_after", "strict_seen",
-    "strict_unseen_prompt", "strict_unseen_composition", "strict_temperature_0.7", "kl_last", "entropy_text_last",
+    "strict_unseen_prompt", "strict_unseen_composition", "kl_last", "entropy_text_last",
     "entropy_image_last", "plans_distinct_last", "seconds", "git_commit",
 )  # fmt: skip
 
@@ -42,7 +42,6 @@ def read_run(folder: Path) -> dict[str, Any]:
         "oracle_before": validation["before"]["oracle"],
         "oracle_after": validation["after"]["oracle"],
         **{f"strict_{name}": splits[name]["strict"] for name in ("seen", "unseen_prompt", "unseen_composition")},
-        "strict_temperature_0.7": validation["temperature_0.7"]["strict"],
         **{f"{name}_last": value for name, value in last.items()},
         "seconds": summary["seconds"]["total"],
         "git_commit": summary["git_commit"],
