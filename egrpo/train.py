@@ -21,6 +21,7 @@ from egrpo.rewards import RewardEnsemble
 from egrpo.training import GRPOModule, MetricsFile
 from egrpo.training.checks import check_entropy_policy, check_optimizer
 from egrpo.training.outcome import measure_trained, measure_untouched, report_run
+from egrpo.training.report import provenance
 from egrpo.training.resume import changed_settings, check_checkpoint
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def train(cfg: DictConfig) -> None:
     """One run: read prompts, build, validate, fit, validate again, report."""
-    start = time.monotonic()
+    start, origin = time.monotonic(), provenance()
     folder, resumed = Path(cfg.run_dir), cfg.ckpt_path is not None
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     check_checkpoint(cfg.ckpt_path)
@@ -52,7 +53,7 @@ def train(cfg: DictConfig) -> None:
     finally:
         close_wandb()
     if trainer.is_global_zero:
-        report_run(folder, trainer, module, untouched, trained, time.monotonic() - start, settings)
+        report_run(folder, trainer, module, untouched, trained, time.monotonic() - start, origin | {"config": settings})
 
 
 def build_module(cfg: DictConfig) -> GRPOModule:

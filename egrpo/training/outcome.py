@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 
 from egrpo.training.metrics import peak_memory_gb
 from egrpo.training.module import GRPOModule
-from egrpo.training.report import gains, git_commit, save_curves, save_samples, summarise, table, versions, write_json
+from egrpo.training.report import gains, save_curves, save_samples, summarise, table, write_json
 from egrpo.training.validation import Row, load_rows, save_rows
 
 
@@ -62,18 +62,23 @@ def report_run(
     untouched: Mapping[str, list[Row]],
     trained: list[Row],
     seconds: float,
-    settings: Any,
+    origin: Mapping[str, Any],
 ) -> None:
-    """Writes samples, curves and summary, and prints the result; the folder is the last line."""
+    """Writes samples, curves and summary, and prints the result; the folder is the last line.
+
+    Args:
+        untouched: What `measure_untouched` gave.
+        trained: What `measure_trained` gave.
+        seconds: Of the whole run.
+        origin: Further entries of the summary: what ran, and with which settings.
+    """
     summary: dict[str, Any] = {
         "validation": {},
         "seconds": {"total": seconds, **module.clock.total},
         "steps": trainer.global_step,
         "peak_memory_gb": peak_memory_gb(),
         "seed": module.seed,
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "config": settings,
+        **origin,
     }
     if trained:  # trainer.limit_val_batches=0 leaves nothing to report
         before = untouched["before"]

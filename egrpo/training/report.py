@@ -113,6 +113,11 @@ def versions() -> dict[str, str]:
     }
 
 
+def provenance() -> dict[str, Any]:
+    """What the code was when the run began: versions and commit."""
+    return {"versions": versions(), "git_commit": git_commit()}
+
+
 def git_commit() -> str | None:
     """Commit of the code that runs, "+changes" after it if files differ; None outside a git checkout."""
     here = Path(egrpo.__file__).resolve().parent
