@@ -114,7 +114,9 @@ def wordings(rollout: Rollout) -> set[str]:
 def test_pixels_are_the_decoders(policy, sampled):
     _, rollout = sampled
     assert rollout.pixels.shape == (800, 48, 48, 3)
-    assert torch.equal(policy.decode(rollout.image.tokens[:8]), rollout.pixels[:8])
+    # The decoder's rounding depends on its batch: where a value falls on a boundary, truncation gives the next level.
+    difference = policy.decode(rollout.image.tokens[:8]).int() - rollout.pixels[:8].int()
+    assert difference.abs().max() <= 1 and (difference != 0).float().mean() < 1e-3
 
 
 @pytest.mark.slow
