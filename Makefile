@@ -1,4 +1,4 @@
-# One or two threads, set on purpose: letting every process take all cores costs up to 100 times the wall time.
+# One thread, set on purpose: where processes compete for cores, more threads cost many times the wall time.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # deepspeed compiles its operators at first use, never at installation.

@@ -60,12 +60,7 @@ def policy_loss(
     Raises:
         ValueError: unequal shapes, clip_low outside 0..1, clip_high below 0.
     """
-    given = {"ref_logps": ref_logps, "token_advantages": token_advantages, "mask": mask, "old_logps": old_logps}
-    for name, value in given.items():
-        if value is not None and value.shape != logps.shape:
-            raise ValueError(
-                f"policy_loss: {name} has shape {list(value.shape)}, logps {list(logps.shape)}; pass equal [N, T]"
-            )
+    _check_shapes(logps, ref_logps=ref_logps, token_advantages=token_advantages, mask=mask, old_logps=old_logps)
     _check_clip(clip_low, clip_high)
     mask = mask.bool()
     dtype = torch.promote_types(logps.dtype, torch.float32)
@@ -88,6 +83,14 @@ def policy_loss(
     kl = k3_kl(logps, counted(ref_logps.detach()))
     loss = per_token(beta * kl - objective)
     return loss, {"kl": per_token(kl.detach()), "clip_fraction": per_token(clipped.to(dtype))}
+
+
+def _check_shapes(logps: Tensor, **others: Tensor | None) -> None:
+    for name, value in others.items():
+        if value is not None and value.shape != logps.shape:
+            raise ValueError(
+                f"policy_loss: {name} has shape {list(value.shape)}, logps {list(logps.shape)}; pass equal [N, T]"
+            )
 
 
 def _check_clip(clip_low: float | None, clip_high: float | None) -> None:
