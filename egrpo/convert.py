@@ -1,4 +1,4 @@
-"""`python -m egrpo.convert kind=KIND source=PATH target=DIR`: an official checkpoint becomes a transformers directory."""
+"""`python -m egrpo.convert kind=KIND source=PATH target=DIR`: an official checkpoint as a transformers directory."""
 
 from __future__ import annotations
 

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 SHOWN = 8  # keys named in an error
 
@@ -67,7 +69,8 @@ def load_state(path: Path, unwrap: Iterable[str] = (), strip: str = "") -> dict[
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files from before torch 1.6 are no zip archives and cannot be mapped.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise ConversionError(
             f"{path} cannot be read as a checkpoint of tensors: {str(error).splitlines()[0]}"
@@ -115,7 +118,9 @@ def named(keys: list[str], what: str) -> str:
     return f"{len(keys)} keys {what} ({', '.join(keys[:SHOWN])}{more})"
 
 
-def save_converted(kind: str, model: nn.Module, state: Mapping[str, Tensor], source: Path, target: Path) -> Summary:
+def save_converted(
+    kind: str, model: PreTrainedModel, state: Mapping[str, Tensor], source: Path, target: Path
+) -> Summary:
     """Fills `model` (built on the meta device) with `state` and saves it with `save_pretrained`.
 
     Args:
