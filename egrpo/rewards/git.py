@@ -1,0 +1,137 @@
+"""GIT as a visual question answerer (Wang et al. 2022, arXiv 2205.14100): does the image show what the prompt names?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache, GitForCausalLM
+
+from egrpo.rewards.placement import Placement, in_batches, model_folder
+from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
+from egrpo.types import PromptRecord
+
+UNASKED = ("spatial", "numeracy")  # task types whose prompts T2I-R1 does not ask about; they score 0
+NAMELESS = 1.0  # score of a prompt without nouns
+
+
+class GITReward:
+    """Mean over a prompt's nouns of p(yes) / (p(yes) + p(no)) after "{noun}?", 0..1, as T2I-R1 and EG-GRPO use GIT.
+
+    The nouns are `attr_nouns`, or `nouns` where that key is absent. Some prompts get a constant: see `applies`.
+
+    Args:
+        path: Directory of a GitForCausalLM with tokenizer and image processor.
+        device: `auto`, or a device as torch names it.
+        dtype: Of the weights: "float32", "bfloat16", "float16".
+        batch_size: Images, and pairs of image and question, a forward pass.
+        offload: Between uses the model waits on the CPU.
+
+    Raises:
+        FileNotFoundError: `path` holds no model.
+        ValueError: `path` holds another model, or a tokenizer without single tokens for yes and no.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 32,
+        offload: bool = False,
+    ):
+        folder = model_folder(path, "git")
+        model = load_model(GitForCausalLM, folder, "git")
+        self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
+        self.longest = model.config.max_position_embeddings
+        self.batch_size = batch_size
+        self.yes, self.no = (self._answer(word, folder) for word in ("yes", "no"))
+        self.placement = Placement(model, device, dtype, offload)
+
+    def _answer(self, word: str, folder: Path) -> int:
+        ids = self.tokenizer(word, add_special_tokens=False).input_ids
+        if len(ids) != 1 or ids == [self.tokenizer.unk_token_id]:
+            raise ValueError(f"the tokenizer in {folder} has no token {word!r}, which the git reward reads as answer")
+        return ids[0]
+
+    def applies(self, records: list[PromptRecord]) -> Tensor:
+        """[N] bool, False where the score is a constant: 0 for spatial and numeracy prompts, 1 without nouns."""
+        return torch.tensor([r.task_type not in UNASKED and bool(nouns_of(r)) for r in records], dtype=torch.bool)
+
+    def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
+        """N images and N records -> [N] float32, 0..1."""
+        scores = torch.tensor([0.0 if r.task_type in UNASKED else NAMELESS for r in records])
+        rows = self.applies(records).nonzero().flatten().tolist()
+        if rows:
+            with self.placement() as model:
+                scores[rows] = in_batches(
+                    lambda i, r: self._score(model, i, r),
+                    [images[row] for row in rows],
+                    [records[row] for row in rows],
+                    self.batch_size,
+                )
+        return scores
+
+    def _score(self, model: Any, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
+        questions = [f"{noun}?" for record in records for noun in nouns_of(record)]
+        owners = torch.tensor([row for row, record in enumerate(records) for _ in nouns_of(record)])
+        logits = self.last_logits(model, images, owners, questions)
+        p_yes = (logits[:, self.yes] - logits[:, self.no]).sigmoid().cpu()  # the two softmax values' share of yes
+        return torch.zeros(len(records)).index_add(0, owners, p_yes) / owners.bincount(minlength=len(records))
+
+    def last_logits(self, model: Any, images: list[Image.Image], owners: Tensor, questions: list[str]) -> Tensor:
+        """[Q, vocabulary] float32: logits after question q about image owners[q]."""
+        prefix = self._read(model, images)
+        steps = range(0, len(questions), self.batch_size)
+        parts = [
+            self._ask(
+                model, prefix, owners[first : first + self.batch_size], questions[first : first + self.batch_size]
+            )
+            for first in steps
+        ]
+        return torch.cat(parts).float()
+
+    def _read(self, model: Any, images: list[Image.Image]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [N, heads, 1 + patches + 1, width] of each layer for the images and [CLS].
+
+        No image token attends to text and every question begins with [CLS], so all questions share them.
+        """
+        pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt").pixel_values
+        pixels = pixels.to(self.placement.device, self.placement.dtype)
+        start = torch.full((len(images), 1), self.tokenizer.cls_token_id, device=self.placement.device)
+        cache = model.git(input_ids=start, pixel_values=pixels, use_cache=True).past_key_values
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _ask(self, model: Any, prefix: list[tuple[Tensor, Tensor]], owners: Tensor, questions: list[str]) -> Tensor:
+        ids, last = (tensor.to(self.placement.device) for tensor in self.question_ids(questions))
+        owners = owners.to(self.placement.device)
+        # Without a mask: attention is causal and padding stands on the right, so no token that is read sees it.
+        hidden = model.git(
+            input_ids=ids,
+            position_ids=torch.arange(1, 1 + ids.shape[1], device=ids.device)[None],  # position 0 is that of [CLS]
+            past_key_values=DynamicCache([(keys[owners], values[owners]) for keys, values in prefix]),
+            use_cache=True,
+        ).last_hidden_state
+        return model.output(hidden[torch.arange(len(ids), device=ids.device), last])
+
+    def question_ids(self, questions: list[str]) -> tuple[Tensor, Tensor]:
+        """Ids [Q, L] int64 without [CLS] and [SEP], padded on the right, and the last real index of each [Q].
+
+        Of a question beyond the model's positions, the beginning and the question mark stay.
+        """
+        room = self.longest - 1
+        rows = self.tokenizer(questions, add_special_tokens=False, verbose=False).input_ids
+        rows = [row if len(row) <= room else row[: room - 1] + row[-1:] for row in rows]
+        ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return ids, torch.tensor([len(row) - 1 for row in rows])
+
+
+def nouns_of(record: PromptRecord) -> list[str]:
+    """What is asked about: `attr_nouns` where the record has that key, else `nouns`; none where they are null."""
+    return (record.nouns if record.attr_nouns is None else record.attr_nouns) or []

@@ -1,0 +1,42 @@
+"""Loading transformers directories for rewards: never another architecture, never weights that the files lack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoTokenizer
+
+
+def load_model(kind: Any, folder: Path, reward: str) -> Any:
+    """`kind.from_pretrained(folder)`, from local files alone; `kind` is a transformers model class.
+
+    Raises:
+        ValueError: the folder holds another architecture, or its weights lack some of the model's tensors, which
+            transformers would fill with random numbers.
+    """
+    wanted, found = kind.config_class.model_type, json.loads((folder / "config.json").read_text()).get("model_type")
+    if found != wanted:
+        raise ValueError(
+            f"the {reward} reward needs a model of type {wanted}, and {folder} holds one of type {found}: name another "
+            f"folder with reward.{reward}.reward.path=..."
+        )
+    model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"the weights in {folder} lack {len(missing)} tensors of the {reward} reward's model, the first "
+            f"{missing[0]}: fetch or convert the checkpoint again"
+        )
+    return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a directory, from local files alone."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_image_processor(folder: Path) -> Any:
+    """The image processor of a directory, from local files alone, in the form that needs PIL and numpy only."""
+    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
