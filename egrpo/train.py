@@ -17,7 +17,6 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from egrpo.entry import run, save_config
-from egrpo.rewards import RewardEnsemble
 from egrpo.training import GRPOModule, MetricsFile
 from egrpo.training.checks import check_entropy_policy, check_optimizer
 from egrpo.training.outcome import measure_trained, measure_untouched, report_run
@@ -57,9 +56,8 @@ def train(cfg: DictConfig) -> None:
 
 
 def build_module(cfg: DictConfig) -> GRPOModule:
-    """The LightningModule with its rewards, its settings checked; the policy is built when the trainer is ready."""
-    rewards = RewardEnsemble(instantiate(cfg.reward, _convert_="object"))
-    module: GRPOModule = instantiate(cfg.module, rewards=rewards, _convert_="object")
+    """The LightningModule, rewards loaded, settings checked; the policy is built when the trainer is ready."""
+    module: GRPOModule = instantiate(cfg.module, _convert_="object")
     check_entropy_policy(module.entropy_policy)
     check_optimizer(module.make_optimizer, module.make_scheduler)
     return module

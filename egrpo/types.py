@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egrpo.algorithm.mixing import mix_rewards
+
 TASK_TYPES = ("object", "color", "shape", "texture", "spatial", "numeracy", "complex", "non")
 
 
@@ -119,10 +121,17 @@ class RewardTable:
     """Raw rewards, one column a reward, and the weights that mix them."""
 
     names: list[str]  # R
-    values: Tensor  # [N, R] float32, raw, higher is better
+    values: Tensor  # [N, R] float32, raw, higher is better; NaN where dropped
     weights: Tensor  # [R] float32
+    mask: Tensor  # [N, R] bool, False = the reward failed for this image and was dropped
+    applies: Tensor  # [N, R] bool, False = a constant for this prompt, whatever the image
 
     @property
     def total(self) -> Tensor:
-        """Weighted sum, [N] float32."""
-        return self.values @ self.weights
+        """Weighted sum of the raw rewards, [N] float32."""
+        return mix_rewards(self.values, self.weights, self.mask)
+
+    @property
+    def told(self) -> Tensor:
+        """[N, R] bool: values that say something about the image."""
+        return self.mask & self.applies

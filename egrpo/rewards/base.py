@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
@@ -12,7 +13,11 @@ from egrpo.types import PromptRecord
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores images for their prompts. Any callable of this form is a reward: a class, or a plain function."""
+    """Scores images for their prompts. Any callable of this form is a reward: a class, or a plain function.
+
+    A reward that gives some prompts a constant whatever the image (a question about nouns, and the prompt has none) may
+    also have `applies(records) -> [N] bool`, False for those prompts; they are left out of its logged statistics.
+    """
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and their N records -> [N] float32, higher is better."""
@@ -21,3 +26,17 @@ class Reward(Protocol):
 
 class RewardError(RuntimeError):
     """A reward raised, or returned a wrong length, NaN or infinity. The message says which, and for which prompt."""
+
+
+class PartialRewardError(RewardError):
+    """A reward scored some images and failed for others; raised by rewards that know which.
+
+    Args:
+        values: [N] float32, NaN where it failed.
+        reasons: Row -> why it failed.
+    """
+
+    def __init__(self, values: Tensor, reasons: Mapping[int, str]):
+        first = min(reasons)
+        super().__init__(f"no value for {len(reasons)} of {len(values)} images, the first of them: {reasons[first]}")
+        self.values, self.reasons = values, dict(reasons)

@@ -8,21 +8,22 @@ import sys
 import torch
 from torch import Tensor
 
+from egrpo.algorithm.mixing import centred_in_groups
 from egrpo.types import RewardTable, Rollout
 
+NO_SIGNAL = 1e-6  # standard deviation within a group below which a reward does not tell its samples apart
 
-def rollout_metrics(rollout: Rollout, table: RewardTable, group_size: int) -> dict[str, float]:
-    """Rewards, entropies and plan lengths of N samples in groups."""
-    total = table.total.view(-1, group_size)
+
+def rollout_metrics(rollout: Rollout, table: RewardTable, mixed: Tensor, group_size: int) -> dict[str, float]:
+    """Rewards, entropies and plan lengths of N samples in groups; `mixed` [N] is what training compares."""
+    within = mixed.view(-1, group_size).std(dim=1)
     metrics = {
-        "reward": total.mean().item(),
+        "reward": table.total.mean().item(),
         "reward_std": table.total.std().item(),
-        "reward_std_within_group": total.std(dim=1).mean().item(),
-        "groups_without_signal": (total.std(dim=1) < 1e-6).float().mean().item(),
+        "reward_std_within_group": within.mean().item(),
+        "groups_without_signal": (within < NO_SIGNAL).float().mean().item(),
     }
-    for name, column in zip(table.names, table.values.T, strict=True):
-        metrics[f"reward/{name}"] = column.mean().item()
-        metrics[f"reward_std/{name}"] = column.std().item()
+    metrics |= reward_metrics(table, group_size)
     for name, segment in (("text", rollout.text), ("image", rollout.image)):
         if segment is not None:
             entropy = segment.entropy[segment.mask]
@@ -32,6 +33,23 @@ def rollout_metrics(rollout: Rollout, table: RewardTable, group_size: int) -> di
         metrics["plan_tokens"] = rollout.text.mask.sum(1).float().mean().item()
         metrics["plan_truncated"] = rollout.truncated.float().mean().item()
         metrics["plans_distinct"] = len(set(zip(rollout.prompts, rollout.plans, strict=True))) / len(rollout)
+    return metrics
+
+
+def reward_metrics(table: RewardTable, group_size: int) -> dict[str, float]:
+    """Of each reward: raw mean and standard deviation over the images that it says something about (absent where there
+    are fewer than one or two), standard deviation within groups, groups without signal, and what was dropped."""
+    metrics = {}
+    _, within = centred_in_groups(table.values, table.mask, group_size)
+    for i, name in enumerate(table.names):
+        told = table.values[table.told[:, i], i]
+        if len(told):
+            metrics[f"reward/{name}"] = told.mean().item()
+        if len(told) > 1:
+            metrics[f"reward_std/{name}"] = told.std().item()
+        metrics[f"reward_std_within_group/{name}"] = within[:, i].mean().item()
+        metrics[f"groups_without_signal/{name}"] = (within[:, i] < NO_SIGNAL).float().mean().item()
+        metrics[f"reward_dropped/{name}"] = (~table.mask[:, i]).float().mean().item()
     return metrics
 
 

@@ -86,12 +86,13 @@ class GRPOModule(LightningModule):
         grouped = [record for record in records for _ in range(settings.group_size)]
         with self.clock("rewards"):
             table = self.rewards(to_images(rollout.pixels), grouped)
-        advantages = group_advantages(table.total, settings.group_size).to(self.device)
+        mixed = self.rewards.mix(table, settings.group_size)
+        advantages = group_advantages(mixed, settings.group_size).to(self.device)
         with self.clock("reference"):
             ref_logps = self.reference_logps(rollout)
         metrics = self.update(rollout, advantages, ref_logps)
         self.last_rollout = (grouped, rollout, table)
-        metrics |= rollout_metrics(rollout, table, settings.group_size)
+        metrics |= rollout_metrics(rollout, table, mixed, settings.group_size)
         self.report(metrics | speed_metrics(rollout, self.clock.step))
 
     def sample(self, records: list[PromptRecord], step: int) -> Rollout:
@@ -224,6 +225,8 @@ class GRPOModule(LightningModule):
         trained = trained_names(self)
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
+        checkpoint["rewards"] = self.rewards.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_names(checkpoint["state_dict"], trained_names(self))
+        self.rewards.load_state_dict(checkpoint.get("rewards", {}))

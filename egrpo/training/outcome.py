@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from egrpo.training.metrics import peak_memory_gb
 from egrpo.training.module import GRPOModule
 from egrpo.training.report import gains, save_curves, save_samples, summarise, table, write_json
-from egrpo.training.validation import Row, load_rows, save_rows
+from egrpo.training.validation import PART, Row, held_out, load_rows, save_rows, score_names
 
 
 def validate(trainer: Trainer, module: GRPOModule, data: LightningDataModule) -> list[Row]:
@@ -82,12 +82,14 @@ def report_run(
     }
     if trained:  # trainer.limit_val_batches=0 leaves nothing to report
         before = untouched["before"]
-        judges = [name for name in trained[0].scores if name != "reward"] or ["reward"]
+        judges = list(module.validation.judges) or ["reward"]
         save_rows(folder / "validation" / "after.npz", trained)
         save_samples(folder / "samples", before, trained, judges[0])
         summaries = {name: summarise(rows) for name, rows in {**untouched, "after": trained}.items()}
         summary["validation"] = {**summaries, "gain": gains(before, trained)}
         print(table(summaries, judges))
+        parts = [name for name in score_names(held_out(trained)) if name.startswith(PART)]
+        print(table(summaries, ["reward", *parts]))
     save_curves(folder / "metrics.csv", folder / "curves.png")
     write_json(folder / "summary.json", summary)
     print(f"{trainer.global_step} steps in {seconds:.0f} s. Look at samples/before_after.png and curves.png.")

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 
 import egrpo
 from egrpo.training.images import caption, save_figure, save_sheet
-from egrpo.training.validation import Row, grouped, held_out, interval, mean_scores
+from egrpo.training.validation import Row, grouped, held_out, interval, mean_scores, score_names, scores_of
 
 PACKAGES = ("torch", "lightning", "transformers", "deepspeed", "peft", "numpy")
 
@@ -27,10 +27,9 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
     Held out are all prompts but those of the split "seen", which training uses too.
     """
     overall = held_out(rows)
-    names = list(rows[0].scores)
     return {
         **mean_scores(overall),
-        "interval_95": {name: interval(_column(overall, name)) for name in names},
+        "interval_95": {name: interval(scores_of(overall, name)) for name in score_names(overall)},
         "prompts": len(overall),
         "by_task_type": {
             task: mean_scores(part) | {"prompts": len(part)}
@@ -47,14 +46,14 @@ def gains(before: list[Row], after: list[Row]) -> dict[str, Any]:
     """Mean difference of every score on held-out prompts, paired by prompt, with its 95 % interval."""
     pairs = list(zip(held_out(before), held_out(after), strict=True))
     out = {}
-    for name in before[0].scores:
-        difference = np.array([b.scores[name] - a.scores[name] for a, b in pairs])
+    for name in score_names(held_out(before)):
+        difference = np.array(
+            [b.scores[name] - a.scores[name] for a, b in pairs if name in a.scores and name in b.scores]
+        )
+        if not len(difference):
+            continue  # a reward that was dropped for every prompt, before or after
         out[name] = {"mean": float(difference.mean()), "interval_95": interval(difference)}
     return out
-
-
-def _column(rows: list[Row], name: str) -> np.ndarray:
-    return np.array([row.scores[name] for row in rows])
 
 
 def save_samples(folder: Path, before: list[Row], after: list[Row], score: str, count: int = 24) -> None:

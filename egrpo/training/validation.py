@@ -13,18 +13,23 @@ from scipy import stats
 
 from egrpo.policy import JanusPolicy
 from egrpo.rewards import Reward, RewardEnsemble
-from egrpo.rewards.ensemble import checked
+from egrpo.rewards.measuring import measure
 from egrpo.training.images import to_images
 from egrpo.training.settings import RolloutSettings
 from egrpo.types import PromptRecord
 
 SEEN = "seen"  # the split of validation prompts that training also uses; never part of an overall number
+PART = "reward/"  # before the name of one reward of the ensemble
 VALIDATION_STEP = -1  # names the validation stream of random numbers, apart from all training steps
 
 
 @dataclass(frozen=True)
 class Row:
-    """One validated prompt. `scores` holds every judge, and "reward" for the weighted sum that is optimised."""
+    """One validated prompt.
+
+    `scores` holds every judge, "reward" for the weighted sum of what is optimised, and "reward/NAME" for each reward
+    that says something about this image (see `RewardTable.told`).
+    """
 
     record: PromptRecord
     plan: str
@@ -96,11 +101,15 @@ class Validation:
         images = to_images(drawn.pixels)
         table = self.rewards(images, records)
         columns = {"reward": table.total} | {
-            name: checked(name, judge, images, records) for name, judge in self.judges.items()
+            name: measure(name, judge, images, records, failures=self.rewards.failures).values
+            for name, judge in self.judges.items()
         }
         pixels = drawn.pixels.cpu().numpy()
         for i, record in enumerate(records):
             scores = {name: column[i].item() for name, column in columns.items()}
+            for name, value, told in zip(table.names, table.values[i].tolist(), table.told[i].tolist(), strict=True):
+                if told:
+                    scores[PART + name] = value
             self.rows.append(Row(record, drawn.plans[i], pixels[i], scores))
 
     def means(self) -> dict[str, float]:
@@ -117,8 +126,18 @@ def held_out(rows: list[Row]) -> list[Row]:
 
 
 def mean_scores(rows: list[Row]) -> dict[str, float]:
-    """Mean of every score over the rows."""
-    return {name: float(np.mean([row.scores[name] for row in rows])) for name in rows[0].scores} if rows else {}
+    """Mean of every score over the rows that have it."""
+    return {name: float(scores_of(rows, name).mean()) for name in score_names(rows)}
+
+
+def score_names(rows: list[Row]) -> list[str]:
+    """Names of all scores that some row has, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.scores))
+
+
+def scores_of(rows: list[Row], name: str) -> np.ndarray:
+    """One score of the rows that have it."""
+    return np.array([row.scores[name] for row in rows if name in row.scores])
 
 
 def grouped(rows: list[Row], key: Any) -> dict[str, list[Row]]:

@@ -95,8 +95,6 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from targets(value, f"{path}[{index}]")
 
 
-# Arguments that the code adds when it instantiates; all others that a target requires must be in the yaml.
-GIVEN_BY_CODE = {"egrpo.training.GRPOModule": {"rewards"}}
 # Where the `**kwargs` of others' classes go.
 FORWARDED = {
     "lightning.pytorch.loggers.WandbLogger": "wandb.init",
@@ -116,7 +114,7 @@ def check_target(path: str, node: dict[str, Any]) -> None:
     if node.get("_partial_"):
         signature.bind_partial(**dict.fromkeys(named))
     else:
-        signature.bind(**dict.fromkeys(named | GIVEN_BY_CODE.get(node["_target_"], set())))
+        signature.bind(**dict.fromkeys(named))
 
 
 def known_names(name: str, target: Any) -> set[str]:

@@ -4,7 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
+from egrpo.algorithm import group_advantages
 from egrpo.rewards import Reward, RewardEnsemble, RewardError, WeightedReward
+from egrpo.rewards.normalization import GroupZScore
+from egrpo.training.metrics import reward_metrics
 from egrpo.types import PromptRecord
 
 IMAGES = [Image.new("RGB", (4, 4), (grey, grey, grey)) for grey in (0, 51, 255)]
@@ -69,6 +72,45 @@ def test_an_exception_keeps_its_cause():
     with pytest.raises(RewardError, match=r"'odd' failed on 3 images: KeyError: 'scene'") as caught:
         ensemble(IMAGES, RECORDS)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+class NeedsNouns:
+    """A constant for prompts without cats and hats."""
+
+    def __call__(self, images, records):
+        return torch.tensor([0.5 if "at" in record.prompt else 1.0 for record in records])
+
+    def applies(self, records):
+        return torch.tensor(["at" in record.prompt for record in records])
+
+
+def test_the_table_says_where_a_reward_is_a_constant():
+    table = RewardEnsemble({"bright": WeightedReward(brightness), "odd": WeightedReward(NeedsNouns())})(IMAGES, RECORDS)
+    assert table.applies.tolist() == [[True, True], [True, False], [True, True]]
+    assert table.mask.all() and table.told.tolist() == table.applies.tolist()
+    metrics = reward_metrics(table, 3)
+    assert metrics["reward/odd"] == 0.5 and metrics["reward_std/odd"] == 0.0
+    assert metrics["reward_dropped/odd"] == 0.0 and metrics["groups_without_signal/odd"] == 0.0
+
+
+def test_normalization_is_for_training_and_the_total_stays_raw():
+    rewards = {"bright": WeightedReward(brightness), "long": WeightedReward(length)}
+    ensemble = RewardEnsemble(rewards, normalization=GroupZScore())
+    table = ensemble(IMAGES, RECORDS)
+    torch.testing.assert_close(table.total, torch.tensor([5.0, 8.2, 6.0]))
+    expected = group_advantages(table.values[:, 0], 3) + group_advantages(table.values[:, 1], 3)
+    torch.testing.assert_close(ensemble.mix(table, 3), expected)
+
+
+def test_metrics_of_each_reward_by_hand():
+    table = RewardEnsemble({"long": WeightedReward(length), "same": WeightedReward(lambda i, r: [1.0] * len(i))})(
+        [*IMAGES, IMAGES[0]], [*RECORDS, RECORDS[1]]
+    )
+    metrics = reward_metrics(table, 2)  # lengths 5, 8 and 5, 8
+    assert metrics["reward/long"] == 6.5 and metrics["groups_without_signal/same"] == 1.0
+    assert metrics["reward_std/long"] == pytest.approx(3**0.5)
+    assert metrics["reward_std_within_group/long"] == pytest.approx(4.5**0.5)
+    assert metrics["reward_std_within_group/same"] == 0.0 and metrics["groups_without_signal/long"] == 0.0
 
 
 def test_a_plain_function_is_a_reward():

@@ -1,0 +1,137 @@
+"""One reward on N images, checked: what a failure does, and what it leaves behind. Nothing becomes 0 silently."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from egrpo.rewards.base import PartialRewardError, Reward, RewardError
+from egrpo.types import PromptRecord
+
+log = logging.getLogger(__name__)
+
+STOP, DROP = "stop", "drop"
+SAVED = 8  # failed images kept of one failure
+
+
+@dataclass(frozen=True)
+class Column:
+    """One reward's values [N] float32 and `mask` [N] bool: False where it was dropped, and the value is NaN."""
+
+    values: Tensor
+    mask: Tensor
+
+
+def measure(
+    name: str,
+    reward: Reward,
+    images: list[Image.Image],
+    records: list[PromptRecord],
+    *,
+    on_error: str = STOP,
+    failures: Path | None = None,
+) -> Column:
+    """Calls `reward` on N images and their records.
+
+    Args:
+        on_error: "stop" = any failure raises; "drop" = the images that it fails for are masked. A reward that fails as
+            a whole is then asked for each image alone, to find out which.
+        failures: Folder for the images, prompts and tracebacks of a failure that raises; None = nowhere.
+
+    Raises:
+        RewardError: the reward raised, or returned anything but N finite numbers, and `on_error` is "stop".
+    """
+    try:
+        values = _called(reward, images, records)
+        faults = _not_finite(values, records)
+    except PartialRewardError as error:
+        values, faults = error.values.float().cpu(), dict(error.reasons)
+        faults = _not_finite(values, records) | faults
+    except Exception as error:
+        message = f"reward {name!r} {_told(error, len(images))}"
+        if on_error == STOP:
+            _save(failures, name, message, images, records, range(len(images)), error)
+            raise RewardError(message + _where(failures, name)) from error
+        log.warning("%s; each image is scored alone", message)
+        values, faults = _one_by_one(reward, images, records)
+    if faults and on_error == STOP:
+        first = min(faults)
+        message = (
+            f"reward {name!r} {_lost(faults[first])} for {len(faults)} of {len(images)} images, "
+            f"the first for the prompt {records[first].prompt!r}"
+        )
+        _save(failures, name, message, images, records, sorted(faults))
+        raise RewardError(message + _where(failures, name))
+    mask = torch.ones(len(images), dtype=torch.bool)
+    mask[list(faults)] = False
+    return Column(values.masked_fill(~mask, torch.nan), mask)
+
+
+class _WrongShape(ValueError):
+    """A reward returned something other than one number an image."""
+
+
+def _called(reward: Reward, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
+    values = torch.as_tensor(reward(images, records), dtype=torch.float32).detach().cpu()
+    if values.shape != (len(images),):
+        raise _WrongShape(f"returned shape {tuple(values.shape)} for {len(images)} images")
+    return values
+
+
+def _told(error: Exception, count: int) -> str:
+    if isinstance(error, _WrongShape):
+        return str(error)
+    return f"failed on {count} images: {type(error).__name__}: {error}"
+
+
+def _not_finite(values: Tensor, records: list[PromptRecord]) -> dict[int, str]:
+    return {row: f"returned {values[row].item()}" for row in (~values.isfinite()).nonzero().flatten().tolist()}
+
+
+def _lost(reason: str) -> str:
+    return reason if reason.startswith("returned ") else f"gave no value ({reason})"
+
+
+def _one_by_one(
+    reward: Reward, images: list[Image.Image], records: list[PromptRecord]
+) -> tuple[Tensor, dict[int, str]]:
+    values, faults = torch.full((len(images),), torch.nan), {}
+    for row, (image, record) in enumerate(zip(images, records, strict=True)):
+        try:
+            values[row] = _called(reward, [image], [record])[0]
+        except Exception as error:
+            faults[row] = _told(error, 1)
+    return values, _not_finite(values, records) | faults
+
+
+def _where(failures: Path | None, name: str) -> str:
+    return f"; prompts and images are in {failures / name}" if failures else ""
+
+
+def _save(
+    failures: Path | None,
+    name: str,
+    message: str,
+    images: list[Image.Image],
+    records: list[PromptRecord],
+    rows: Sequence[int],
+    error: Exception | None = None,
+) -> None:
+    """Leaves error.txt, and the first failed images with their records, in `failures/name`."""
+    if failures is None:
+        return
+    folder = failures / name
+    folder.mkdir(parents=True, exist_ok=True)
+    trace = "".join(traceback.format_exception(error)) if error else ""
+    (folder / "error.txt").write_text(f"{message}\n{trace}")
+    for row in rows[:SAVED]:
+        images[row].save(folder / f"{row:05d}.png")
+        (folder / f"{row:05d}.json").write_text(json.dumps(records[row].to_dict(), indent=2) + "\n")

@@ -1,0 +1,110 @@
+"""A reward that raises, returns NaN, a wrong length, or fails in part: the rule, and what is left to look at."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from egrpo.rewards import PartialRewardError, RewardEnsemble, RewardError, WeightedReward
+from egrpo.training.metrics import reward_metrics
+from egrpo.types import PromptRecord
+
+IMAGES = [Image.new("RGB", (4, 4), (grey, grey, grey)) for grey in (10, 20, 30, 40)]
+RECORDS = [PromptRecord(prompt, ["cat"]) for prompt in ("a", "b", "c", "d")]
+
+
+def fine(images, records):
+    return torch.tensor([float(image.getpixel((0, 0))[0]) for image in images])
+
+
+def raising(images, records):
+    """Cannot judge the prompt "b", and says so as an exception."""
+    if any(record.prompt == "b" for record in records):
+        raise ZeroDivisionError("no box")
+    return fine(images, records)
+
+
+def no_number(images, records):
+    return torch.where(fine(images, records) == 20, torch.nan, fine(images, records))
+
+
+def too_short(images, records):
+    """One value too few for a batch, right for a single image unless its prompt is "b"."""
+    values = fine(images, records)
+    return values[:-1] if len(images) > 1 or records[0].prompt == "b" else values
+
+
+def in_part(images, records):
+    raise PartialRewardError(no_number(images, records), {1: "the server said no"})
+
+
+FAULTS = {
+    raising: (r"'odd' failed on 4 images: ZeroDivisionError: no box", 4),
+    no_number: (r"'odd' returned nan for 1 of 4 images, the first for the prompt 'b'", 1),
+    too_short: (r"'odd' returned shape \(3,\) for 4 images", 4),
+    in_part: (r"'odd' gave no value \(the server said no\) for 1 of 4 images.*'b'", 1),
+}
+
+
+@pytest.mark.parametrize("reward, message, saved", [(f, *told) for f, told in FAULTS.items()])
+def test_a_failure_stops_the_run_and_keeps_prompts_and_images(reward, message, saved, tmp_path):
+    ensemble = RewardEnsemble({"fine": WeightedReward(fine), "odd": WeightedReward(reward)}, failures=tmp_path)
+    with pytest.raises(RewardError, match=message) as caught:
+        ensemble(IMAGES, RECORDS)
+    folder = tmp_path / "odd"
+    assert str(folder) in str(caught.value)
+    pictures = sorted(folder.glob("*.png"))
+    assert len(pictures) == saved
+    row = int(pictures[0].stem)
+    assert np.array_equal(np.asarray(Image.open(pictures[0])), np.asarray(IMAGES[row]))
+    assert json.loads(pictures[0].with_suffix(".json").read_text()) == RECORDS[row].to_dict()
+    told = (folder / "error.txt").read_text()
+    assert "'odd'" in told and ("Traceback" in told) == (saved == 4)
+
+
+@pytest.mark.parametrize("reward", FAULTS)
+def test_drop_masks_one_reward_for_one_image_and_counts_it(reward, tmp_path):
+    rewards = {"fine": WeightedReward(fine, 0.5), "odd": WeightedReward(reward, 1.0, on_error="drop")}
+    table = RewardEnsemble(rewards, failures=tmp_path)(IMAGES, RECORDS)
+    assert table.mask.tolist() == [[True, True], [True, False], [True, True], [True, True]]
+    assert table.values[:, 1].isnan().tolist() == [False, True, False, False]
+    # Where "odd" is dropped, the weight of "fine" grows from 0.5 to 1.5.
+    torch.testing.assert_close(table.total, torch.tensor([15.0, 30.0, 45.0, 60.0]))
+    metrics = reward_metrics(table, 2)
+    assert metrics["reward_dropped/odd"] == 0.25 and metrics["reward_dropped/fine"] == 0.0
+    assert metrics["reward/odd"] == pytest.approx((10 + 30 + 40) / 3) and metrics["reward/fine"] == 25.0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reward_that_fails_for_all_is_dropped_for_all():
+    def broken(images, records):
+        raise OSError("out of order")
+
+    rewards = {"fine": WeightedReward(fine), "odd": WeightedReward(broken, on_error="drop")}
+    table = RewardEnsemble(rewards)(IMAGES, RECORDS)
+    assert not table.mask[:, 1].any() and reward_metrics(table, 2)["reward_dropped/odd"] == 1.0
+    assert "reward/odd" not in reward_metrics(table, 2)
+    torch.testing.assert_close(table.total, 2 * fine(IMAGES, RECORDS))
+
+
+@pytest.mark.parametrize("others", [{}, {"fine": WeightedReward(fine, 0.0)}])
+def test_an_image_without_any_weighted_reward_stops_the_run(others):
+    ensemble = RewardEnsemble({**others, "odd": WeightedReward(no_number, on_error="drop")})
+    with pytest.raises(RewardError, match=r"no reward is left for 1 of 4 images.*'b'.*on_error=stop"):
+        ensemble(IMAGES, RECORDS)
+
+
+def test_other_choices_are_refused():
+    with pytest.raises(ValueError, match=r"on_error='ignore'.*stop or drop"):
+        WeightedReward(fine, on_error="ignore")
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RewardError, match="no box"):
+        RewardEnsemble({"odd": WeightedReward(raising)})(IMAGES, RECORDS)
+    assert not list(tmp_path.iterdir())
