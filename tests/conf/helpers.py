@@ -19,7 +19,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -29,10 +29,18 @@ COMMAND = re.compile(r"^# command:\s+python -m egrpo\.(?:shapes\.)?(\w+) ", re.M
 
 
 def composed(root: str, *overrides: str) -> DictConfig:
-    """The root's configuration as the command sees it, outside a run: what depends on the run's folder is given."""
+    """The root's configuration as the command sees it, outside a run: what the user or the run's folder gives is given.
+
+    Of a group without a default it is the first choice, where `overrides` name none.
+    """
     own = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
     assert isinstance(own, dict)
-    places = [f"{key}=a_folder" for key in ("run_dir", "target", "run") if key in own]
+    places = [f"{key}=a_folder" for key in ("run_dir", "source", "target", "run") if key in own]
+    places += [
+        f"{group}={choices_of(group)[0]}"
+        for group, choice in defaults_of(root).items()
+        if choice == "???" and not any(override.startswith(f"{group}=") for override in overrides)
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(root, [*places, *overrides])
 
@@ -46,14 +54,11 @@ def resolved(root: str, *overrides: str) -> dict[str, Any]:
 
 
 def defaults_of(root: str) -> dict[str, Any]:
-    """Group -> its choice, or list of choices, in the root's defaults list."""
-    entries = OmegaConf.load(CONF / f"{root}.yaml").get("defaults", [])
-    out = {}
-    for entry in entries:
-        if isinstance(entry, DictConfig):
-            ((key, choice),) = entry.items()
-            out[str(key).split()[-1]] = list(choice) if isinstance(choice, ListConfig) else choice
-    return out
+    """Group -> its choice, "???" where the user must choose, or list of choices, in the root's defaults list."""
+    own = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
+    assert isinstance(own, dict)
+    entries = [entry for entry in own.get("defaults", []) if isinstance(entry, dict)]
+    return {key.split()[-1]: choice for entry in entries for key, choice in entry.items()}
 
 
 def choices_of(group: str) -> list[str]:

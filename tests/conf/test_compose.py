@@ -35,7 +35,12 @@ TRAIN_KEYS = {
 PRETRAIN_KEYS = {
     *("seed", "target", "model", "rollout", "vocab_size", "text", "vq", "codec", "examples", "stages"),
 }
-ROOT_KEYS = {"train": TRAIN_KEYS, "pretrain": PRETRAIN_KEYS, "export": {"run", "checkpoint", "target"}}
+ROOT_KEYS = {
+    **{"train": TRAIN_KEYS, "pretrain": PRETRAIN_KEYS, "export": {"run", "checkpoint", "target"}},
+    "pretrain_rewards": {"seed", "target", "only", "networks"},
+    "convert": {"kind", "source", "target"},
+    "download": {"what", "target", "dry_run", "keep_originals"},
+}
 # Mappings whose keys are names of things, so that an experiment may add some.
 OPEN_MAPPINGS = ("reward.", "judge.", "module.judges.", "logger.", "callbacks.")
 
