@@ -1,0 +1,42 @@
+"""One network's training and measurement, a process of its own; what is finished is kept.
+
+Not in `__main__`: a spawned process does not import the `__main__` of a package, and would find none of this there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+
+def make_network(name: str, recipe: dict[str, Any], seed: int, target: Path) -> dict[str, Any]:
+    """Trains the network `name` into `target/name` and measures it: {"seconds", "seed", measured numbers}.
+
+    `recipe` is a partial `train(folder, *, seed)`; the `measure(folder)` beside it gives the numbers. The finished
+    network is kept beside `target`, under a name that its recipe and seed decide. Where it is there already, it is
+    taken from there.
+    """
+    key = hashlib.sha256(json.dumps([recipe, seed], sort_keys=True).encode()).hexdigest()[:12]
+    kept = target.parent / f"{name}_{key}"
+    if not kept.exists():
+        partial = kept.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / name).mkdir(parents=True)
+        train = instantiate(recipe)
+        start = time.monotonic()
+        train(partial / name, seed=seed)
+        verdict = {"seconds": time.monotonic() - start, "seed": seed}
+        verdict |= sys.modules[train.func.__module__].measure(partial / name)
+        (partial / "verdict.json").write_text(json.dumps(verdict))
+        partial.replace(kept)
+    shutil.rmtree(target / name, ignore_errors=True)
+    shutil.copytree(kept / name, target / name)
+    verdict = json.loads((kept / "verdict.json").read_text())
+    return verdict
