@@ -38,6 +38,19 @@ class Brightness:
         return values
 
 
+def red_share(images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
+    """Mean share of red in the light of an image, 0..1: a second reward that every image moves."""
+    means = torch.tensor([ImageStat.Stat(image.convert("RGB")).mean for image in images])
+    return means[:, 0] / means.sum(1)
+
+
+# The override that adds it.
+RED = (
+    "+reward.red={_target_: egrpo.rewards.WeightedReward, weight: 3.0, "
+    "reward: {_target_: tests.training.pieces.red_share, _partial_: true}}"
+)
+
+
 class Killer(Checkpoint):
     """Kills its own process with SIGKILL. Lightning calls checkpoint callbacks last, and this one after the others.
 

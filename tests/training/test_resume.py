@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.pieces import metrics
+from tests.training.pieces import RED, metrics
 
-STEPS = ("trainer.max_steps=6", "trainer.val_check_interval=4", "callbacks.checkpoint.every_n_train_steps=2")
+STEPS = (
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=4",
+    "callbacks.checkpoint.every_n_train_steps=2",
+    "normalization=running",  # has a state of its own, which matters where there are two rewards
+    RED,
+)
 
 
 @pytest.fixture(scope="module")
