@@ -1,0 +1,188 @@
+"""The object-detector reward: GroundingDINO finds a prompt's nouns, rules turn what it found into a score."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchEncoding, GroundingDinoForObjectDetection
+
+from egrpo.rewards.detection_rules import QUIRKS, RULES, Detection, detection_prompt, detection_score, has_rule
+from egrpo.rewards.placement import Placement, model_folder
+from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
+from egrpo.types import PromptRecord
+
+DELIMITERS = [101, 102, 1012, 1029]  # [CLS], [SEP], "." and "?": where the native model cuts a caption, in its code
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the detector is asked for: P phrases in one text of L tokens."""
+
+    names: list[str]  # P, what each phrase's detections are called
+    ids: Tensor  # [L] int64, with [CLS] and [SEP]
+    positive_map: Tensor  # [P, L] float32, each phrase's weights on its tokens, summing to 1
+
+
+class GroundingDinoReward:
+    """Scores images by the objects that GroundingDINO finds in them, 0..1 (spatial prompts: 0..0.9).
+
+    A phrase's score at a query is the mean probability of its first to last words' tokens; what exceeds `threshold`
+    counts as detected. Source: the object-detector reward of T2I-R1 and EG-GRPO; see `detection_score` for the rules.
+
+    Args:
+        path: Directory with model, tokenizer and image processor, as `python -m egrpo.convert kind=gdino` writes it.
+        device: `auto`, or a device as torch names it.
+        dtype: Of the weights: "float32", "bfloat16" or "float16".
+        batch_size: Images in one forward pass.
+        offload: Between uses the model waits on the CPU.
+        rules: "strict" (EG-GRPO: surplus objects cost) or "original" (T2I-R1).
+        quirks: "fixed", or "reference" for the published code's faults.
+        threshold: Phrase score above which a query is a detection, 0..1.
+
+    Raises:
+        FileNotFoundError: there is no model in `path`.
+        ValueError: unknown `rules`, `quirks` or `dtype`, another model, or a tokenizer with other delimiters.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 32,
+        offload: bool = False,
+        rules: str = "strict",
+        quirks: str = "fixed",
+        threshold: float = 0.3,
+    ):
+        if rules not in RULES or quirks not in QUIRKS:
+            raise ValueError(f"rules={rules!r}, quirks={quirks!r}: rules are {RULES}, quirks {QUIRKS}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        folder = model_folder(path, "gdino")
+        model = load_model(GroundingDinoForObjectDetection, folder, "gdino")
+        self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
+        ids = self.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])
+        if ids != DELIMITERS:
+            raise ValueError(f"the tokenizer in {folder} gives [CLS], [SEP], . and ? the ids {ids}, not {DELIMITERS}")
+        self.max_tokens = model.config.max_text_len
+        self.placement = Placement(model, device, dtype, offload)
+        self.batch_size, self.threshold = batch_size, threshold
+        self.rules, self.quirks = rules, quirks
+
+    def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
+        """N images of any sizes and their N records -> [N] float32.
+
+        Raises:
+            ValueError: a caption is too long, or a record lacks what its task type needs; the message names the prompt.
+        """
+        scores = [
+            detection_score(found, record, rules=self.rules, quirks=self.quirks)
+            for found, record in zip(self.detect(images, records), records)
+        ]
+        return torch.tensor(scores, dtype=torch.float32)
+
+    def applies(self, records: Sequence[PromptRecord]) -> Tensor:
+        """[N] bool, False where the score is the same whatever the image."""
+        return torch.tensor([has_rule(record) for record in records], dtype=torch.bool)
+
+    def detect(self, images: Sequence[Image.Image], records: Sequence[PromptRecord]) -> list[list[Detection]]:
+        """What is found in each image, phrase by phrase in the order of the nouns; nothing for records without nouns.
+
+        Raises:
+            ValueError: a caption is too long for the model.
+        """
+        captions = [self.caption(record) for record in records]
+        found: list[list[Detection]] = [[] for _ in records]
+        by_size = defaultdict(list)  # only images of one size go together: padded pixels would change the detections
+        for row, caption in enumerate(captions):
+            if caption.names:
+                by_size[images[row].size].append(row)
+        step = self.batch_size
+        batches = [rows[first : first + step] for rows in by_size.values() for first in range(0, len(rows), step)]
+        if not batches:
+            return found
+        with self.placement():
+            for rows in batches:
+                logits, boxes = self.predict([images[row] for row in rows], [captions[row] for row in rows])
+                for row, row_logits, row_boxes in zip(rows, logits, boxes):
+                    found[row] = self._above_threshold(captions[row], row_logits, row_boxes)
+        return found
+
+    def caption(self, record: PromptRecord) -> Caption:
+        """The record's nouns as one caption, token by token.
+
+        Raises:
+            ValueError: it has more tokens than the model reads.
+        """
+        text, spans = detection_prompt(record.nouns)
+        encoding = self.tokenizer(text)
+        ids = torch.tensor(encoding["input_ids"])
+        if len(ids) > self.max_tokens:
+            raise ValueError(
+                f"the nouns of the prompt {record.prompt!r} make {len(ids)} tokens, but the detector reads at most "
+                f"{self.max_tokens}: give the record fewer or shorter nouns"
+            )
+        names = [phrase_name(noun) if self.quirks == "reference" else noun for noun in record.nouns]
+        return Caption(names, ids, positive_map(encoding, spans))
+
+    def predict(self, images: Sequence[Image.Image], captions: Sequence[Caption]) -> tuple[Tensor, Tensor]:
+        """One forward pass over N images of equal size, to be called within `with self.placement():`.
+
+        Captions are padded on the right to L tokens and masked, which leaves a row's values as they are.
+
+        Returns:
+            logits [N, Q queries, L], minus infinity at padding; boxes [N, Q, 4], [cx, cy, w, h] in 0..1; both float32.
+        """
+        device, dtype = self.placement.device, self.placement.dtype
+        pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+        ids = pad_sequence([c.ids for c in captions], batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
+        mask = pad_sequence([torch.ones_like(c.ids) for c in captions], batch_first=True)
+        output = self.placement.model(
+            pixel_values=pixels.to(device, dtype), input_ids=ids.to(device), attention_mask=mask.to(device)
+        )
+        return output.logits[..., : ids.shape[1]].float().cpu(), output.pred_boxes.float().cpu()
+
+    def _above_threshold(self, caption: Caption, logits: Tensor, boxes: Tensor) -> list[Detection]:
+        """Detections of one image from its logits [Q, L or more] and boxes [Q, 4], phrase by phrase."""
+        scores = phrase_scores(caption, logits)
+        return [
+            Detection(caption.names[phrase], boxes[query].tolist(), scores[phrase, query].item())
+            for phrase, query in (scores > self.threshold).nonzero().tolist()
+        ]
+
+
+def phrase_scores(caption: Caption, logits: Tensor) -> Tensor:
+    """Probability of each of P phrases at each of Q queries, [P, Q], from logits [Q, L or more]."""
+    return caption.positive_map @ logits[:, : len(caption.ids)].sigmoid().T
+
+
+def phrase_name(noun: str) -> str:
+    """As the published code names a phrase: by its first and last word."""
+    words = noun.split(" ")
+    return noun if len(words) == 1 else f"{words[0]} {words[-1]}"
+
+
+def positive_map(encoding: BatchEncoding, spans: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Weights of each of P phrases on the caption's L tokens, [P, L] float32, rows summing to 1 (less 1e-6).
+
+    Args:
+        encoding: The tokenized caption, with its map from characters to tokens.
+        spans: For each phrase its [start, end) pairs of characters.
+    """
+    weights = torch.zeros(len(spans), len(encoding["input_ids"]))
+    for row, pairs in enumerate(spans):
+        for start, end in pairs:
+            # Characters that the tokenizer drops, such as a lone accent, have no token.
+            tokens = [t for t in map(encoding.char_to_token, range(start, end)) if t is not None]
+            if tokens:
+                weights[row, min(tokens) : max(tokens) + 1] = 1
+    return weights / (weights.sum(dim=1, keepdim=True) + 1e-6)  # as published, to the last bit
