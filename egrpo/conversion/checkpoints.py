@@ -18,6 +18,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 SHOWN = 8  # keys named in an error
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class ConversionError(ValueError):
@@ -72,15 +74,40 @@ def load_state(path: Path, unwrap: Iterable[str] = (), strip: str = "") -> dict[
             # Files from before torch 1.6 are no zip archives and cannot be mapped.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ConversionError(
-            f"{path} cannot be read as a checkpoint of tensors: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[:1] or ["the file is cut off"]  # an EOFError says nothing
+        raise ConversionError(f"{path} cannot be read as a checkpoint of tensors: {reason[0]}") from error
     for key in unwrap:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConversionError(f"{path} holds no mapping of names to tensors; is it the official file?")
     return {name.removeprefix(strip): value for name, value in state.items()}
+
+
+def load_sharded(source: Path) -> dict[str, Tensor]:
+    """Tensors of a model folder as transformers writes it: one weights file, or shards with an index.
+
+    Files are mapped into memory, not read: a checkpoint of any size costs no memory until its tensors are used, and
+    what has been written out again can be dropped by the system.
+
+    Raises:
+        ConversionError: there are no weights, a shard of the index is missing, or two shards hold one key.
+    """
+    index = next((path for name in INDEX_FILES if (path := source / name).is_file()), None)
+    if index is None:
+        return load_state(find_file(source, WEIGHT_FILES))
+    files = sorted(set(read_json(index).get("weight_map", {}).values()))
+    absent = [name for name in files if not (source / name).is_file()]
+    if absent:
+        raise ConversionError(f"{index} names {', '.join(absent)}, not there: fetch every shard of the checkpoint")
+    state: dict[str, Tensor] = {}
+    for name in files:
+        shard = load_state(source / name)
+        twice = sorted(set(shard) & set(state))
+        if twice:
+            raise ConversionError(f"{source / name} repeats {named(twice, 'of earlier shards')}")
+        state.update(shard)
+    return state
 
 
 def read_json(path: Path) -> dict[str, Any]:
