@@ -29,7 +29,8 @@ CHOICES = [(root, choice) for root in ROOTS for choice in group_choices(root)]
 # What `python -m egrpo.train` reads, and what its parts are made of.
 TRAIN_KEYS = {
     *("seed", "ckpt_path", "run_dir", "threads", "baseline_temperatures", "module"),
-    *("model", "reference", "data", "rollout", "reward", "judge", "entropy_policy", "objective"),
+    *("model", "reference", "data", "rollout", "reward", "reward_models", "normalization", "ensemble", "judge"),
+    *("entropy_policy", "objective"),
     *("optimizer", "scheduler", "trainer", "logger", "callbacks"),
 }
 PRETRAIN_KEYS = {
@@ -37,7 +38,7 @@ PRETRAIN_KEYS = {
 }
 ROOT_KEYS = {
     **{"train": TRAIN_KEYS, "pretrain": PRETRAIN_KEYS, "export": {"run", "checkpoint", "target"}},
-    "pretrain_rewards": {"seed", "target", "only", "networks"},
+    "pretrain_rewards": {"seed", "target", "only", "held_out", "networks"},
     "convert": {"kind", "source", "target"},
     "download": {"what", "target", "dry_run", "keep_originals"},
 }

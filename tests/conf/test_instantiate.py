@@ -52,6 +52,13 @@ def test_callbacks(name, tmp_path):
     assert callbacks and all(isinstance(callback, Callback) for callback in callbacks.values())
 
 
+@pytest.mark.parametrize("name", choices_of("normalization"))
+def test_normalizations(name):
+    normalization = instantiate(composed("train", f"normalization={name}").normalization)
+    values, mask = torch.rand(4, 2), torch.ones(4, 2, dtype=torch.bool)
+    assert normalization(["a", "b"], values, mask, 2).shape == (4, 2)
+
+
 @pytest.mark.parametrize("name", choices_of("judge"))
 def test_judges(name):
     judges = instantiate(composed("train", f"judge={name}").judge, _convert_="object")
