@@ -11,7 +11,6 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
@@ -73,8 +72,11 @@ def load_state(path: Path, unwrap: Iterable[str] = (), strip: str = "") -> dict[
         else:
             # Files from before torch 1.6 are no zip archives and cannot be mapped.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).splitlines()[:1] or ["the file is cut off"]  # an EOFError says nothing
+    except pickle.UnpicklingError as error:
+        # torch's message goes on to explain how to run such code.
+        raise ConversionError(f"{path} holds other things than tensors, or is cut off; it is not loaded") from error
+    except Exception as error:  # broken files raise errors of a dozen types
+        reason = str(error).splitlines()[:1] or ["it is cut off"]
         raise ConversionError(f"{path} cannot be read as a checkpoint of tensors: {reason[0]}") from error
     for key in unwrap:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
