@@ -49,8 +49,8 @@ class PromptRecord:
 class Segment:
     """Tokens drawn after a context, with all that scoring needs to run them again.
 
-    `logps` and `entropy` are recorded while sampling, from the conditional logits at the sampling temperature;
-    entropy is divided by the log of the vocabulary size.
+    `logps` and `entropy` are recorded while sampling, at the sampling temperature, from the conditional logits, or from
+    the guided ones where `Rollout.guidance` says so; entropy is divided by the log of the vocabulary size.
     """
 
     context_ids: Tensor  # [N, L] int64, text tokens; for images begin-of-image stands last
@@ -74,6 +74,7 @@ class Rollout:
     text: Segment | None  # None without CoT
     image: Segment
     pixels: Tensor  # [N, H, W, 3] uint8
+    guidance: float = 1.0  # of the logits that image tokens are recorded and scored by: u + guidance (c - u)
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -68,7 +68,7 @@ class FrozenReference(nn.Module):
         self.copies = nn.ModuleDict(source).requires_grad_(False).eval()
         # Not registered: shared modules are the policy's to move and to save.
         self._shared = {name: part for name, part in own.items() if name not in trained}
-        self._settings: dict[str, Any] = {"chunk_size": policy.chunk_size, "padding": policy.padding}
+        self._settings = policy.scoring
 
     @torch.no_grad()
     def score(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenScores:

@@ -32,13 +32,13 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0) -
 
 
 def draw(
-    guided: Tensor, conditional: Tensor, uniforms: Tensor | None, temperature: float
+    guided: Tensor, recorded: Tensor, uniforms: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws a token a row and records it.
 
     Args:
         guided: [N, V] float32 logits to draw from.
-        conditional: [N, V] float32 logits to record; the same tensor where there is no guidance.
+        recorded: [N, V] float32 logits to record, conditional or guided.
         uniforms: [N] in [0, 1), or None for the most likely token.
         temperature: Divides both.
 
@@ -46,7 +46,7 @@ def draw(
         tokens [N] int64; their log probabilities [N] float32; entropy [N] float32, divided by log V.
     """
     tokens = guided.argmax(dim=-1) if uniforms is None else inverse_cdf(guided, uniforms, temperature=temperature)
-    log_probs = torch.log_softmax(conditional / temperature, dim=-1)
+    log_probs = torch.log_softmax(recorded / temperature, dim=-1)
     logps = log_probs.gather(-1, tokens[:, None])[:, 0]
     # A product with exp(-inf) = 0 would be NaN.
     entropy = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)

@@ -120,6 +120,7 @@ class JanusPolicy(nn.Module):
         cfg_weight: float,
         temperature: float = 1.0,
         greedy: bool = False,
+        guided_logps: bool = False,
         sample_offset: int = 0,
         chunk: int | None = None,
     ) -> Rollout:
@@ -136,6 +137,8 @@ class JanusPolicy(nn.Module):
             cfg_weight: Guidance of the image tokens, 1 = none.
             temperature: Divides all logits.
             greedy: Takes the most likely tokens.
+            guided_logps: Records and later scores image tokens by the guided distribution that they are drawn from;
+                False = by the conditional one, as published.
             sample_offset: Index of the first sample of a group, for drawing a group in several calls.
             chunk: Most sequences sampled at once, None = all; the result does not depend on it.
 
@@ -154,21 +157,26 @@ class JanusPolicy(nn.Module):
             if cot:
                 text, truncated = self._rollout_text(prompts, source, rows, temperature)
                 plans = self._decode_plans(text)
-            image = self._rollout_image(prompts, plans, source, rows, temperature, cfg_weight)
+            image = self._rollout_image(prompts, plans, source, rows, temperature, cfg_weight, guided_logps)
             pixels = self.decode(image.tokens)
-        return Rollout(prompts, plans or [""] * len(prompts), truncated, text, image, pixels)
+        guidance = cfg_weight if guided_logps else 1.0
+        return Rollout(prompts, plans or [""] * len(prompts), truncated, text, image, pixels, guidance)
 
     def score(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenScores:
         """Teacher-forced scores of a rollout or of any rows of it, with gradient where it is enabled.
 
-        Equals what was recorded while sampling, in the rollout's own `temperature`; logits are conditional only.
+        Equals what was recorded while sampling, in the rollout's own `temperature`; image logits are conditional, or
+        guided where `rollout.guidance` is not 1.
 
         Returns:
             TokenScores, text columns first; 0 where mask is False.
         """
-        return score_rollout(
-            self.backbone, rollout, temperature=temperature, chunk_size=self.chunk_size, padding=self.padding
-        )
+        return score_rollout(self.backbone, rollout, temperature=temperature, **self.scoring)
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """Settings of `score_rollout` that a reference shares."""
+        return {"chunk_size": self.chunk_size, "padding": self.padding, "pad": self.pad}
 
     forward = score
 
@@ -236,6 +244,7 @@ class JanusPolicy(nn.Module):
         rows: list[slice],
         temperature: float,
         cfg_weight: float,
+        record_guided: bool,
     ) -> Segment:
         if plans is None:
             texts = [self.image_ids(prompt) for prompt in prompts]
@@ -253,6 +262,7 @@ class JanusPolicy(nn.Module):
                 cfg_weight=cfg_weight,
                 temperature=temperature,
                 padding=self.padding,
+                record_guided=record_guided,
             )
             for part in rows
         ]

@@ -19,7 +19,7 @@ class Drawn:
 
     tokens: Tensor  # [N, T] int64
     mask: Tensor  # [N, T] bool, up to and including the first end-of-sequence token
-    logps: Tensor  # [N, T] float32, conditional logits at the sampling temperature, 0 where mask is False
+    logps: Tensor  # [N, T] float32, at the sampling temperature, 0 where mask is False
     entropy: Tensor  # [N, T] float32, divided by log V, 0 where mask is False
     truncated: Tensor  # [N] bool, True = no end-of-sequence token within the limit
 
@@ -36,6 +36,7 @@ def draw_image_tokens(
     cfg_weight: float,
     temperature: float = 1.0,
     padding: str = "exact",
+    record_guided: bool = False,
 ) -> Drawn:
     """Draws image codes from u + cfg_weight (c - u), c and u the conditional and unconditional logits.
 
@@ -49,6 +50,8 @@ def draw_image_tokens(
         cfg_weight: 1 = no guidance (no unconditional rows are run).
         temperature: Divides the logits.
         padding: "exact" or "published", see `sample_image_tokens`.
+        record_guided: Records log probabilities and entropies of the guided distribution that is drawn from; False =
+            of the conditional one.
     """
     _check(temperature, context_mask)
     check_padding(padding)
@@ -68,7 +71,8 @@ def draw_image_tokens(
         logits = backbone.generation_head(decoder.hidden).float()
         conditional, bare = logits[:count], logits[count:]
         mixed = bare + cfg_weight * (conditional - bare) if guided else conditional
-        steps.append(draw(mixed, conditional, None if uniforms is None else uniforms[:, t], temperature))
+        recorded = mixed if record_guided else conditional
+        steps.append(draw(mixed, recorded, None if uniforms is None else uniforms[:, t], temperature))
     tokens, logps, entropy = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
     _check_finite(logps)
     everywhere = torch.ones_like(tokens, dtype=torch.bool)

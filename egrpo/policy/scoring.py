@@ -10,7 +10,7 @@ from torch import Tensor
 
 from egrpo.algorithm import logps_and_entropy
 from egrpo.policy.backbone import Backbone
-from egrpo.policy.layout import left_pack, positions_of
+from egrpo.policy.layout import left_pack, positions_of, unconditional
 from egrpo.types import Rollout, Segment, TokenScores
 
 
@@ -36,8 +36,14 @@ def score_image(
     temperature: float = 1.0,
     chunk_size: int = 512,
     padding: str = "exact",
+    guidance: float = 1.0,
+    pad: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Scores image codes with the image head from conditional logits, in the positions they were drawn in.
+    """Scores image codes with the image head, in the positions they were drawn in.
+
+    Args:
+        guidance: Logits are u + guidance (c - u), c and u the conditional and unconditional ones; 1 = conditional.
+        pad: Pad token id, which stands in for the prompt in unconditional rows.
 
     Returns:
         logps [N, T] float32 with gradient and entropy [N, T] float32 detached.
@@ -45,11 +51,24 @@ def score_image(
     ids, mask = segment.context_ids, segment.context_mask
     if padding == "exact":
         ids, mask = left_pack(ids, mask)
+    hidden = _image_hidden(backbone, ids, mask, segment, padding)
+    if guidance == 1:
+        return _head_scores(hidden, backbone.generation_head, segment, temperature, chunk_size)
+    bare = _image_hidden(backbone, *unconditional(ids, mask, pad, padding), segment, padding)
+
+    def guided_head(pair: Tensor) -> Tensor:
+        conditional, free = (backbone.generation_head(half).float() for half in pair.chunk(2, dim=-1))
+        return free + guidance * (conditional - free)
+
+    return _head_scores(torch.cat([hidden, bare], dim=-1), guided_head, segment, temperature, chunk_size)
+
+
+def _image_hidden(backbone: Backbone, ids: Tensor, mask: Tensor, segment: Segment, padding: str) -> Tensor:
+    """Hidden states [N, L + T - 1, D] of contexts [N, L] followed by the segment's codes."""
     codes = segment.tokens[:, :-1]
     embeds = torch.cat([backbone.embed_text(ids), backbone.embed_image(codes)], dim=1)
     mask = torch.cat([mask, torch.ones_like(codes, dtype=torch.bool)], dim=1)
-    hidden = backbone.hidden(embeds, mask, positions_of(mask, padding))
-    return _head_scores(hidden, backbone.generation_head, segment, temperature, chunk_size)
+    return backbone.hidden(embeds, mask, positions_of(mask, padding))
 
 
 def score_rollout(
@@ -59,6 +78,7 @@ def score_rollout(
     temperature: float = 1.0,
     chunk_size: int = 512,
     padding: str = "exact",
+    pad: int = 0,
 ) -> TokenScores:
     """Scores of both segments along T, text first (no text columns without CoT).
 
@@ -68,11 +88,21 @@ def score_rollout(
         temperature: Divides the logits.
         chunk_size: Positions whose logits are held at once.
         padding: The mode the image tokens were drawn in.
+        pad: Pad token id, for a rollout with guidance.
     """
     parts = []
     if rollout.text is not None:
         parts.append(score_text(backbone, rollout.text, temperature=temperature, chunk_size=chunk_size))
-    parts.append(score_image(backbone, rollout.image, temperature=temperature, chunk_size=chunk_size, padding=padding))
+    image = score_image(
+        backbone,
+        rollout.image,
+        temperature=temperature,
+        chunk_size=chunk_size,
+        padding=padding,
+        guidance=rollout.guidance,
+        pad=pad,
+    )
+    parts.append(image)
     logps, entropy = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
     return replace(rollout.sampled, logps=logps, entropy=entropy)
 

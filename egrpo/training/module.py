@@ -108,6 +108,7 @@ class GRPOModule(LightningModule):
                 cot=s.cot,
                 cfg_weight=s.cfg_weight,
                 temperature=s.temperature,
+                guided_logps=self.objective.logps == "guided",
                 chunk=s.batch_size,
             )
         except FloatingPointError as error:

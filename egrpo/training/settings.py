@@ -55,6 +55,8 @@ class Objective:
         updates_per_rollout: Optimizer steps on one rollout; above 1 the ratio is to the policy that drew it.
         micro_batch_size: Sequences scored at once; None = all. Gradients do not depend on it.
         max_grad_norm: Gradients are scaled down to this norm.
+        logps: Which distribution of image tokens is trained: "conditional" (as published: tokens are drawn with
+            guidance, but scored without) or "guided" (the very distribution that they are drawn from).
 
     Raises:
         ValueError: a setting is out of range.
@@ -66,12 +68,15 @@ class Objective:
     updates_per_rollout: int = 1
     micro_batch_size: int | None = None
     max_grad_norm: float = 1.0
+    logps: str = "conditional"
 
     def __post_init__(self) -> None:
         if self.updates_per_rollout < 1:
             raise ValueError(f"objective.updates_per_rollout={self.updates_per_rollout}: give at least 1")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"objective.micro_batch_size={self.micro_batch_size}: give at least 1, or null for all")
+        if self.logps not in ("conditional", "guided"):
+            raise ValueError(f"objective.logps={self.logps}: choose conditional or guided")
         for name in ("clip_low", "clip_high"):
             value = getattr(self, name)
             if value is not None and (value <= 0 or (name == "clip_low" and value >= 1)):

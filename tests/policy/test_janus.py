@@ -42,6 +42,26 @@ def test_scores_equal_what_was_recorded(make_policy, padding: str, cot: bool, cf
     assert scores.logps.dtype == scores.entropy.dtype == torch.float32
 
 
+@pytest.mark.parametrize("padding", ["exact", "published"])
+def test_guided_scores_are_those_of_the_distribution_drawn_from(make_policy, padding: str):
+    policy = make_policy(padding=padding)
+    draw = DRAW | {"cfg_weight": 3.0, "temperature": 0.7}
+    guided, plain = policy.rollout(PROMPTS, 2, **draw, guided_logps=True), policy.rollout(PROMPTS, 2, **draw)
+    assert torch.equal(guided.image.tokens, plain.image.tokens) and (guided.guidance, plain.guidance) == (3.0, 1.0)
+    scores, told = policy.score(guided, temperature=0.7), recorded(guided)
+    torch.testing.assert_close(scores.logps, told.logps, atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores.entropy, told.entropy, atol=1e-5, rtol=0)
+    assert (guided.image.logps - plain.image.logps).abs().max() > 0.1
+    torch.testing.assert_close(guided.text.logps, plain.text.logps)  # plans are drawn without guidance
+    reference = FrozenReference(policy)
+    torch.testing.assert_close(reference.score(guided, temperature=0.7).logps, scores.logps, atol=1e-6, rtol=0)
+    parts = [policy.score(guided[rows], temperature=0.7).logps for rows in (slice(0, 1), slice(1, 6))]
+    torch.testing.assert_close(torch.cat(parts), scores.logps, atol=1e-5, rtol=0)
+    # The likeliest of 64 codes has at least probability 1/64 in the distribution that it is the likeliest of.
+    greedy = policy.rollout(PROMPTS, 1, **draw | {"greedy": True}, guided_logps=True)
+    assert (greedy.image.logps.exp() > 1 / 64).all()
+
+
 def test_rollout_shapes(policy: JanusPolicy):
     rollout = policy.rollout([PromptRecord("a cat"), PromptRecord("two dogs")], 3, **DRAW)
     assert len(rollout) == 6 and rollout.prompts == ["a cat"] * 3 + ["two dogs"] * 3
