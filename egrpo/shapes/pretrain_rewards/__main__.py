@@ -30,7 +30,7 @@ def pretrain_rewards(cfg: DictConfig) -> None:
     save_config(cfg, target)
     recipes = cast(dict[str, Any], OmegaConf.to_container(cfg.networks, resolve=True))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=one_thread) as pool:
-        jobs = {name: pool.submit(make_network, name, recipes[name], cfg.seed, target) for name in names}
+        jobs = {n: pool.submit(make_network, n, recipes[n], cfg.seed, cfg.held_out, target) for n in names}
         verdict = {name: job.result() for name, job in jobs.items()}
     path = target / "verdict.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}

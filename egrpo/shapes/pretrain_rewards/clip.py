@@ -69,9 +69,9 @@ def text_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
 class Groups:
     """Draws prompts with `KINDS` pictures each. `malformed` pictures are decoded once and used again and again."""
 
-    def __init__(self, seed: int, malformed: int):
+    def __init__(self, seed: int, decoded: int, malformed: int):
         self.rng = np.random.default_rng(seed)
-        self.painter = examples.Painter(seed)
+        self.painter = examples.Painter(seed, decoded)
         self.malformed = examples.draw_malformed(malformed, self.rng)
 
     def draw(self, prompts: int) -> tuple[list[PromptRecord], list[list[Thing]], np.ndarray, np.ndarray]:
@@ -164,6 +164,7 @@ def train(
     seed: int,
     steps: int,
     prompts: int,
+    decoded: int,
     malformed: int,
     muon_lr: float,
     adamw_lr: float,
@@ -176,6 +177,7 @@ def train(
 
     Args:
         steps, prompts: updates, and prompts in each (a multiple of 4).
+        decoded: scenes from which `examples.Painter` learns how the decoder renders.
         malformed: size of the pool of malformed pictures.
         vision, text, projection_dim: the model's configuration.
         weights: of the losses in the sum (see `losses`).
@@ -185,7 +187,7 @@ def train(
     model = build(tokenizer, vision=vision, text=text, projection_dim=projection_dim).train()
     heads = Heads(vision["hidden_size"], projection_dim)
     optimizers = Optimizers([model, heads], steps=steps, muon_lr=muon_lr, adamw_lr=adamw_lr)
-    groups = Groups(seed, malformed)
+    groups = Groups(seed, decoded, malformed)
     start = time.monotonic()
     for step in range(steps):
         parts = losses(model, heads, tokenizer, groups.draw(prompts))

@@ -16,14 +16,14 @@ from typing import Any
 from hydra.utils import instantiate
 
 
-def make_network(name: str, recipe: dict[str, Any], seed: int, target: Path) -> dict[str, Any]:
+def make_network(name: str, recipe: dict[str, Any], seed: int, held_out: int | None, target: Path) -> dict[str, Any]:
     """Trains the network `name` into `target/name` and measures it: {"seconds", "seed", measured numbers}.
 
-    `recipe` is a partial `train(folder, *, seed)`; the `measure(folder)` beside it gives the numbers. The finished
-    network is kept beside `target`, under a name that its recipe and seed decide. Where it is there already, it is
-    taken from there.
+    `recipe` is a partial `train(folder, *, seed)`; the `measure(folder, *, count)` beside it gives the numbers, on
+    `held_out` prompts (None: as many as it likes). The finished network is kept beside `target`, under a name that its
+    recipe and seed decide. Where it is there already, it is taken from there.
     """
-    key = hashlib.sha256(json.dumps([recipe, seed], sort_keys=True).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([recipe, seed, held_out], sort_keys=True).encode()).hexdigest()[:12]
     kept = target.parent / f"{name}_{key}"
     if not kept.exists():
         partial = kept.with_suffix(".partial")
@@ -33,10 +33,10 @@ def make_network(name: str, recipe: dict[str, Any], seed: int, target: Path) -> 
         start = time.monotonic()
         train(partial / name, seed=seed)
         verdict = {"seconds": time.monotonic() - start, "seed": seed}
-        verdict |= sys.modules[train.func.__module__].measure(partial / name)
+        count = {} if held_out is None else {"count": held_out}
+        verdict |= sys.modules[train.func.__module__].measure(partial / name, **count)
         (partial / "verdict.json").write_text(json.dumps(verdict))
         partial.replace(kept)
     shutil.rmtree(target / name, ignore_errors=True)
     shutil.copytree(kept / name, target / name)
-    verdict = json.loads((kept / "verdict.json").read_text())
-    return verdict
+    return dict(json.loads((kept / "verdict.json").read_text()))
