@@ -41,7 +41,8 @@ def train(cfg: DictConfig) -> None:
     data: LightningDataModule = instantiate(cfg.data)  # first: bad prompts are told before any model is loaded
     module = build_module(cfg)
     loggers: list[Logger] = [MetricsFile(str(folder), resume=resumed), *instantiate(cfg.logger).values()]
-    trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=list(instantiate(cfg.callbacks).values()))
+    callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
+    trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
     for logger in loggers:
         logger.log_hyperparams(settings)
     try:

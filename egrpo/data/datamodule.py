@@ -16,7 +16,9 @@ from pathlib import Path
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
+from egrpo.data.fetch import fetch_prompts
 from egrpo.data.reader import read_prompts
+from egrpo.paths import resolve
 from egrpo.types import PromptRecord
 
 
@@ -106,10 +108,12 @@ class PromptDataModule(LightningDataModule):
 
     Args:
         train: prompt file for training; `package:egrpo/...` names a file inside an installed package.
-        val: prompt file for validation.
+        val: prompt file for validation; None = that for training.
         prompts_per_step: P, prompts a training step takes over all ranks (groups of samples are made later).
         val_batch_size: prompts a rank takes at once in validation.
         seed: of the training order.
+        url: where the training file is fetched from if it is not there.
+        sha256: of the file that `url` must give.
 
     Raises:
         PromptFileError: a file cannot be read or has bad lines.
@@ -117,13 +121,26 @@ class PromptDataModule(LightningDataModule):
             than validation prompts.
     """
 
-    def __init__(self, train: str, val: str, prompts_per_step: int, val_batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self,
+        train: str | None,
+        val: str | None,
+        prompts_per_step: int,
+        val_batch_size: int = 64,
+        seed: int = 0,
+        url: str | None = None,
+        sha256: str | None = None,
+    ) -> None:
         super().__init__()
         check_prompts_per_step(prompts_per_step)
         if val_batch_size < 1:
             raise ValueError(f"val_batch_size is {val_batch_size}: give at least 1.")
+        if not train:
+            raise ValueError("there is no prompt file: set data.train=FILE (JSON Lines, or plain text with .txt)")
+        if url:
+            fetch_prompts(url, resolve(train), sha256)
         self.train_records = read_prompts(train)
-        self.val_records = self.train_records if Path(val) == Path(train) else read_prompts(val)
+        self.val_records = self.train_records if val is None or Path(val) == Path(train) else read_prompts(val)
         self.prompts_per_step = prompts_per_step
         self.val_batch_size = val_batch_size
         self.seed = seed

@@ -1,4 +1,4 @@
-"""Reads prompt files (JSON Lines); a faulty file is reported whole, not one line a run."""
+"""Reads prompt files (JSON Lines, or plain text); a faulty file is reported whole, not one line a run."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ class PromptFileError(ValueError):
 
 
 def read_prompts(path: str | Path) -> list[PromptRecord]:
-    """The records of a JSON Lines file in file order; blank lines are skipped, a UTF-8 byte order mark is tolerated.
+    """The records of a file in file order; blank lines are skipped, a UTF-8 byte order mark is tolerated.
 
     Args:
-        path: a file path, or `package:egrpo/...` for a file inside an installed package.
+        path: a file path, or `package:egrpo/...` for a file inside an installed package. A name that ends in `.txt` is
+            plain text, a prompt a line, of the task type "non" and without nouns; all others are JSON Lines.
 
     Raises:
         PromptFileError: the file is missing, unreadable or empty, or has bad lines; all of them are named at once.
     """
     data = _read_bytes(path)
+    parse = _parse_text if Path(path).suffix.lower() == ".txt" else _parse
     records: list[PromptRecord] = []
     problems: list[Problem] = []
     # Lines are split before decoding, so that one bad byte spoils one line only.
     for number, line in enumerate(data.removeprefix(_UTF8_BOM).split(b"\n"), start=1):
         if not line.strip():
             continue
-        row, faults = _parse(line)
+        row, faults = parse(line)
         faults = faults or faults_of(row)
         if faults:
             problems += [(number, fault, mend) for fault, mend in faults]
@@ -51,7 +53,8 @@ def read_prompts(path: str | Path) -> list[PromptRecord]:
     if problems:
         raise PromptFileError(path, problems)
     if not records:
-        raise PromptFileError(path, [(0, "holds no prompts", "write one JSON object a line")])
+        mend = "write one prompt a line" if parse is _parse_text else "write one JSON object a line"
+        raise PromptFileError(path, [(0, "holds no prompts", mend)])
     return records
 
 
@@ -71,13 +74,25 @@ def _read_bytes(path: str | Path) -> bytes:
     return data
 
 
+def _parse_text(line: bytes) -> tuple[Any, list[tuple[str, str]]]:
+    """The row of one line of plain text, and what keeps it from being read."""
+    try:
+        return {"prompt": line.decode("utf-8").strip(), "nouns": [], "task_type": "non"}, []
+    except UnicodeDecodeError as error:
+        return None, [_not_utf8(line, error)]
+
+
+def _not_utf8(line: bytes, error: UnicodeDecodeError) -> tuple[str, str]:
+    fault = f"is not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1} of the line"
+    return fault, "save the file as UTF-8"
+
+
 def _parse(line: bytes) -> tuple[Any, list[tuple[str, str]]]:
     """The JSON value of one line, and what keeps it from being read."""
     try:
         return json.loads(line.decode("utf-8")), []
     except UnicodeDecodeError as error:
-        fault = f"is not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1} of the line"
-        return None, [(fault, "save the file as UTF-8")]
+        return None, [_not_utf8(line, error)]
     except json.JSONDecodeError as error:
         fault = f"is not JSON: {error.msg} at character {error.pos + 1}"
         return None, [(fault, "write one complete JSON object a line, without commas between lines or brackets around")]

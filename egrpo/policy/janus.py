@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from egrpo.policy.backbone import Backbone, evaluating
 from egrpo.policy.layout import check_padding, image_context, pad_rows
 from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janus, merged_state_dict
+from egrpo.policy.prompting import encode, fit_prompt
 from egrpo.policy.randomness import SampleKey, sample_uniforms
 from egrpo.policy.sampling import Drawn, draw_image_tokens, draw_text_tokens, grid_size, pad_token
 from egrpo.policy.scoring import score_rollout
@@ -27,7 +28,8 @@ class JanusPolicy(nn.Module):
         model: Native `JanusForConditionalGeneration`.
         processor_or_tokenizer: `JanusProcessor` or its tokenizer; `export` saves what is given here.
         templates: Templates, or a mapping of their fields.
-        max_plan_tokens: Most tokens of a plan.
+        max_plan_tokens: Most tokens of a plan; one that is cut there is marked in `Rollout.truncated`.
+        max_prompt_tokens: Most tokens of a reasoning prompt, template included; longer prompts are cut. None = any.
         chunk_size: Positions whose logits are held at once while scoring.
         padding: "exact" or "published", see `egrpo.policy.sample_image_tokens`.
         trainable: Modules left trainable, all others are frozen (T2I-R1 and EG-GRPO: language model and text head).
@@ -46,6 +48,7 @@ class JanusPolicy(nn.Module):
         templates: Templates | Mapping[str, Any],
         *,
         max_plan_tokens: int,
+        max_prompt_tokens: int | None = None,
         chunk_size: int = 512,
         padding: str = "exact",
         trainable: Sequence[str] = ("language_model", "lm_head"),
@@ -61,7 +64,7 @@ class JanusPolicy(nn.Module):
         self.processor = processor_or_tokenizer
         self.tokenizer = getattr(processor_or_tokenizer, "tokenizer", processor_or_tokenizer)
         self.templates = templates if isinstance(templates, Templates) else Templates(**templates)
-        self.max_plan_tokens = max_plan_tokens
+        self.max_plan_tokens, self.max_prompt_tokens = max_plan_tokens, max_prompt_tokens
         self.chunk_size = chunk_size
         self.padding = padding
         self.num_image_tokens = num_image_tokens or grid_size(model.config)
@@ -201,16 +204,14 @@ class JanusPolicy(nn.Module):
 
     def reasoning_ids(self, prompt: str) -> list[int]:
         """Text ids after which a plan is written, begin-of-sequence first."""
-        return self._encode(self.templates.reasoning_text(prompt))
+        return encode(self.tokenizer, self.templates.reasoning_text(self._fitted(prompt)))
 
     def image_ids(self, prompt: str, plan: str | None = None) -> list[int]:
         """Text ids of an image prompt, begin-of-sequence first, without begin-of-image."""
-        return self._encode(self.templates.image_text(prompt, plan))
+        return encode(self.tokenizer, self.templates.image_text(self._fitted(prompt), plan))
 
-    def _encode(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text)["input_ids"])
-        bos = self.tokenizer.bos_token_id
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+    def _fitted(self, prompt: str) -> str:
+        return fit_prompt(self.tokenizer, self.templates, prompt, self.max_prompt_tokens)
 
     def _rollout_text(
         self, prompts: list[str], keys: list[SampleKey] | None, rows: list[slice], temperature: float

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from egrpo.paths import resolve
+
 
 @dataclass(frozen=True)
 class Templates:
@@ -18,9 +20,10 @@ class Templates:
         assistant_role: Name of the side that answers.
         role_separator: Text between a role and its message.
         turn_separator: Text after the system sentence and after a message.
+        reasoning_file: A text file whose content takes the place of `reasoning`; None = none.
 
     Raises:
-        ValueError: `reasoning` or `image` lacks "{prompt}".
+        ValueError: `reasoning` or `image` lacks "{prompt}", or there is no such file.
     """
 
     reasoning: str
@@ -30,11 +33,19 @@ class Templates:
     assistant_role: str = "Assistant"
     role_separator: str = ": "
     turn_separator: str = "\n\n"
+    reasoning_file: str | None = None
 
     def __post_init__(self) -> None:
+        if self.reasoning_file is not None:
+            try:
+                text = resolve(self.reasoning_file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"templates.reasoning_file={self.reasoning_file} cannot be read: {error}") from error
+            object.__setattr__(self, "reasoning", text)
         for name in ("reasoning", "image"):
             if "{prompt}" not in getattr(self, name):
-                raise ValueError(f"templates.{name} must hold the placeholder {{prompt}}")
+                where = self.reasoning_file if name == "reasoning" and self.reasoning_file else f"templates.{name}"
+                raise ValueError(f"{where} must hold the placeholder {{prompt}}")
 
     def reasoning_text(self, prompt: str) -> str:
         """The text after which a plan for `prompt` is written."""

@@ -39,7 +39,7 @@ class RewardEnsemble:
     """Calls every reward on the same images and mixes them by weight (T2I-R1 and EG-GRPO: a plain sum).
 
     Args:
-        rewards: By name.
+        rewards: By name; None = left out (`reward.NAME=null`).
         normalization: Of the rewards before they are summed for training; None = none.
         failures: Folder that keeps the images and prompts of a failure that ends the run; None = nowhere.
 
@@ -49,16 +49,17 @@ class RewardEnsemble:
 
     def __init__(
         self,
-        rewards: Mapping[str, WeightedReward],
+        rewards: Mapping[str, WeightedReward | None],
         normalization: Normalization | None = None,
         failures: str | Path | None = None,
     ):
-        if not rewards or not any(r.weight for r in rewards.values()):
+        chosen = {name: reward for name, reward in rewards.items() if reward is not None}
+        if not any(r.weight for r in chosen.values()):
             raise ValueError(
-                f"the reward ensemble {sorted(rewards)} gives no signal: choose rewards with reward=[NAME, ...] and "
+                f"the reward ensemble {sorted(chosen)} gives no signal: choose rewards with reward=[NAME, ...] and "
                 "give at least one a weight other than 0 with reward.NAME.weight=..."
             )
-        self.rewards = dict(rewards)
+        self.rewards = chosen
         self.normalization = normalization or Raw()
         self.failures = None if failures is None else Path(failures)
 

@@ -54,8 +54,24 @@ def resolved(root: str, *overrides: str) -> dict[str, Any]:
 
 
 def defaults_of(root: str) -> dict[str, Any]:
-    """Group -> its choice, "???" where the user must choose, or list of choices, in the root's defaults list."""
-    own = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
+    """Group -> its choice, "???" where the user must choose, or list of choices, in the root's defaults list.
+
+    Groups within a group that its choices name (model/templates) count too.
+    """
+    own = defaults_in(f"{root}.yaml")
+    nested = {
+        f"{group}/{key}": choice
+        for group in own
+        for name in choices_of(group)
+        for key, choice in defaults_in(f"{group}/{name}.yaml").items()
+        if not key.startswith("/")
+    }
+    return {**nested, **own}
+
+
+def defaults_in(path: str) -> dict[str, Any]:
+    """Group -> choice in the defaults list of one yaml, groups as written there."""
+    own = OmegaConf.to_container(OmegaConf.load(CONF / path))
     assert isinstance(own, dict)
     entries = [entry for entry in own.get("defaults", []) if isinstance(entry, dict)]
     return {key.split()[-1]: choice for entry in entries for key, choice in entry.items()}

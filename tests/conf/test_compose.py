@@ -29,8 +29,9 @@ CHOICES = [(root, choice) for root in ROOTS for choice in group_choices(root)]
 # What `python -m egrpo.train` reads, and what its parts are made of.
 TRAIN_KEYS = {
     *("seed", "ckpt_path", "run_dir", "threads", "baseline_temperatures", "module"),
-    *("model", "reference", "data", "rollout", "reward", "reward_models", "normalization", "ensemble", "judge"),
-    *("entropy_policy", "objective"),
+    *("model", "reference", "data", "rollout", "judge"),
+    *("reward", "reward_models", "reward_dtype", "normalization", "ensemble"),
+    *("detector_quirks", "orm_mode", "entropy_policy", "objective"),
     *("optimizer", "scheduler", "trainer", "logger", "callbacks"),
 }
 PRETRAIN_KEYS = {

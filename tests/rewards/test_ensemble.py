@@ -41,7 +41,12 @@ def test_a_weight_of_0_measures_without_counting():
     assert table.values[:, 1].tolist() == [5.0, 8.0, 5.0]
 
 
-@pytest.mark.parametrize("rewards", [{}, {"bright": WeightedReward(brightness, 0.0)}])
+def test_none_leaves_a_reward_out():
+    table = RewardEnsemble({"bright": WeightedReward(brightness), "long": None})(IMAGES, RECORDS)
+    assert table.names == ["bright"]
+
+
+@pytest.mark.parametrize("rewards", [{}, {"bright": WeightedReward(brightness, 0.0)}, {"bright": None}])
 def test_an_ensemble_without_signal_is_refused(rewards):
     with pytest.raises(ValueError, match=r"gives no signal.*reward\.NAME\.weight"):
         RewardEnsemble(rewards)
