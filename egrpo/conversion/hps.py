@@ -185,6 +185,5 @@ def translate(state: dict[str, Tensor], config: Any, source: Path) -> dict[str, 
         if key in TRANSPOSED and tensor.ndim == 2:  # any other shape is named by save_converted
             tensor = tensor.T.contiguous()
         parts = tensor.tensor_split(3) if len(targets) == 3 else (tensor,)
-        # Parts of one tensor share its memory, which safetensors refuses to save.
-        native |= {name: part.clone() if len(parts) == 3 else part for name, part in zip(targets, parts)}
+        native |= dict(zip(targets, parts))
     return native

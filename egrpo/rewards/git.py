@@ -124,7 +124,9 @@ class GITReward:
         Of a question beyond the model's positions, the beginning and the question mark stay.
         """
         room = self.longest - 1
-        rows = self.tokenizer(questions, add_special_tokens=False, verbose=False).input_ids
+        # Half an emoji is no Unicode text, and the tokenizer would raise.
+        texts = [question.encode("utf-8", "replace").decode() for question in questions]
+        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
         rows = [row if len(row) <= room else row[: room - 1] + row[-1:] for row in rows]
         ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
         for row, tokens in enumerate(rows):

@@ -46,6 +46,7 @@ def test_plain_transformers_loads_what_is_written(source, tmp_path):
     assert not any(info.values())
     assert model.dtype == torch.float16 and summary.dtype == "float16"
     assert summary.parameters == sum(t.numel() for t in tensors(source).values())
+    assert (tmp_path / "t" / "model.safetensors").stat().st_size < 2 * summary.parameters + 20_000  # nothing twice
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "t")
     assert tokenizer.model_max_length == 77 and len(tokenizer) == 642 == model.config.text_config.vocab_size
     assert model.config.text_config.eos_token_id == tokenizer.eos_token_id == 641

@@ -173,7 +173,9 @@ def test_attributes_come_before_nouns_and_are_averaged(tiny):
     assert reward([noise(0)], [record]).item() == pytest.approx(parts.mean().item(), abs=ONE_BY_ONE)
 
 
-@pytest.mark.parametrize("noun", ["", " ", "🦊🇩🇪", "&amp;", "[SEP] [CLS]", "?", "\0\u202e", "a" * 10_000, "a " * 5_000])
+@pytest.mark.parametrize(
+    "noun", ["", " ", "🦊🇩🇪", "\ud83d", "&amp;", "[SEP] [CLS]", "?", "\0\u202e", "a" * 10_000, "a " * 5_000]
+)
 def test_hostile_nouns_get_a_score_and_leave_others_alone(tiny, noun):
     reward = GITReward(tiny)
     scores = reward([noise(0)] * 2, [asked(noun), asked("a")])
