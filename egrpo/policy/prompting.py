@@ -30,8 +30,8 @@ def fit_prompt(tokenizer: Any, templates: Templates, prompt: str, limit: int | N
         tokens = list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if tokens is None else tokens
         if not tokens:
             raise ValueError(
-                f"the reasoning template alone has more than the {limit} tokens of model.max_prompt_tokens: shorten it, "
-                "or raise the limit"
+                f"the reasoning template alone has more than the {limit} tokens of model.max_prompt_tokens: "
+                "shorten it, or raise the limit"
             )
         tokens = tokens[:-excess]
         fitted = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()

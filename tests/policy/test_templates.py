@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from egrpo.policy import Templates
 
@@ -37,3 +38,23 @@ def test_braces_in_prompts_do_no_harm():
 def test_a_template_without_its_prompt_is_refused(fields: dict[str, str]):
     with pytest.raises(ValueError, match="must hold the placeholder"):
         Templates(**fields)
+
+
+def test_the_reasoning_template_can_be_a_file(tmp_path: Path):
+    file = tmp_path / "reasoning.txt"
+    file.write_text('Draw "{prompt}" with {braces}.\n')
+    templates = Templates("{prompt}", reasoning_file=str(file))
+    assert templates.reasoning_text("a {cat}") == 'User: Draw "a {cat}" with {braces}.\n\nAssistant:'
+    file.write_text("no placeholder")
+    with pytest.raises(ValueError, match=r"reasoning.txt must hold the placeholder \{prompt\}"):
+        Templates("{prompt}", reasoning_file=str(file))
+    with pytest.raises(ValueError, match=r"reasoning_file=nowhere.txt cannot be read"):
+        Templates("{prompt}", reasoning_file="nowhere.txt")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "conf/model/templates").glob("*.yaml")))
+def test_shipped_templates_take_hostile_prompts(path: Path):
+    templates = Templates(**OmegaConf.to_container(OmegaConf.load(path)))
+    prompt = 'a {plan} "quoted" {prompt} {0}'
+    assert prompt in templates.reasoning_text(prompt) and "{prompt}" not in templates.reasoning_text("a cat")
+    assert templates.image_text(prompt, "a plan {prompt}") == f"User: {prompt}. a plan {{prompt}}\n\nAssistant:"
