@@ -51,14 +51,16 @@ def policy_loss(
         old_logps: [N, T], nats, at sampling time; None = on-policy, a ratio of 1 that carries the gradient.
         clip_low: the ratio is clipped to at least 1 - clip_low; None = no lower bound.
         clip_high: the ratio is clipped to at most 1 + clip_high; None = no upper bound.
-        denominator: tokens to divide by, e.g. those of the global batch; None = mask.sum(). 0 counts as 1.
+        denominator: tokens to divide by, e.g. those of the global batch, or [N], each sequence's own number, e.g. its
+            tokens times the sequences of the global batch (GRPO's mean over sequences of means over tokens); None =
+            mask.sum(). 0 counts as 1.
 
     Returns:
         loss, 0-d, and detached 0-d metrics divided by the same denominator: "kl" (mean k3) and "clip_fraction"
         (share of tokens where the clipped objective is the smaller).
 
     Raises:
-        ValueError: unequal shapes, clip_low outside 0..1, clip_high below 0.
+        ValueError: unequal shapes, a denominator neither 0-d nor [N], clip_low outside 0..1, clip_high below 0.
     """
     _check_shapes(logps, ref_logps=ref_logps, token_advantages=token_advantages, mask=mask, old_logps=old_logps)
     _check_clip(clip_low, clip_high)
@@ -71,9 +73,11 @@ def policy_loss(
         return torch.where(mask, values.to(dtype), 0.0)
 
     def per_token(values: Tensor) -> Tensor:
-        return values.sum() / tokens
+        return values.sum() / tokens if tokens.dim() == 0 else (values.sum(dim=1) / tokens).sum()
 
     total = mask.sum() if denominator is None else torch.as_tensor(denominator, device=logps.device)
+    if total.dim() and total.shape != logps.shape[:1]:
+        raise ValueError(f"policy_loss: denominator has shape {list(total.shape)}; pass one number, or [N]")
     tokens = torch.where(total == 0, 1, total).detach().to(dtype)
 
     logps = counted(logps)

@@ -17,7 +17,7 @@ from egrpo.training.checkpoints import check_names, trained_names
 from egrpo.training.clock import Clock
 from egrpo.training.images import to_images
 from egrpo.training.metrics import rollout_metrics, speed_metrics
-from egrpo.training.settings import Objective, RolloutSettings, TrainingError
+from egrpo.training.settings import Objective, RolloutSettings, TrainingError, token_denominator
 from egrpo.training.validation import Validation
 from egrpo.types import PromptRecord, RewardTable, Rollout
 
@@ -150,14 +150,14 @@ class GRPOModule(LightningModule):
     def backward_pass(
         self, rollout: Rollout, token_advantages: Tensor, ref_logps: Tensor, old_logps: Tensor | None
     ) -> tuple[dict[str, Any], Tensor]:
-        """Adds up the gradient of the objective over micro-batches; the denominator is the whole batch's.
+        """Adds up the gradient of the objective over micro-batches; denominators are those of the whole batch.
 
         Returns:
             metrics, and the log-probabilities [N, T] that the gradient was taken at, detached.
         """
         assert self.policy is not None
         objective, temperature = self.objective, self.rollout_settings.temperature
-        denominator = rollout.sampled.mask.sum()
+        denominator = token_denominator(rollout.sampled.mask, objective.token_mean)
         metrics: dict[str, Any] = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
         logps = []
         for rows in self.micro_batches(rollout):
@@ -172,7 +172,7 @@ class GRPOModule(LightningModule):
                 old_logps=None if old_logps is None else old_logps[rows],
                 clip_low=objective.clip_low,
                 clip_high=objective.clip_high,
-                denominator=denominator,
+                denominator=denominator[rows] if denominator.dim() else denominator,
             )
             with self.clock("backward"):
                 self.manual_backward(loss)

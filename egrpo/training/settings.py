@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 class TrainingError(RuntimeError):
     """The run cannot go on (loss or gradient is not finite). The message says where and what to try."""
@@ -44,6 +46,13 @@ class RolloutSettings:
             raise ValueError(f"rollout.batch_size={self.batch_size}: give at least 1, or null for all at once")
 
 
+def token_denominator(mask: Tensor, token_mean: str) -> Tensor:
+    """What sums over tokens are divided by: 0-d, or [N] for each sequence its own; mask [N, T] is the whole step's."""
+    if token_mean == "batch":
+        return mask.sum()
+    return mask.sum(dim=1) * len(mask)
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is optimised (GRPO, arXiv 2402.03300 eq. 3, with the k3 estimate of KL).
@@ -58,6 +67,9 @@ class Objective:
         logps: Which distribution of image tokens is trained: "conditional" (as published: tokens are drawn with
             guidance, but scored without) or "guided" (the very distribution that they are drawn from).
 
+        token_mean: "batch" = one mean over all counted tokens of a step (as the released code, over the whole batch), so
+            that long plans weigh more; "sequence" = the mean over sequences of each one's mean (GRPO's equation).
+
     Raises:
         ValueError: a setting is out of range.
     """
@@ -69,6 +81,7 @@ class Objective:
     micro_batch_size: int | None = None
     max_grad_norm: float = 1.0
     logps: str = "conditional"
+    token_mean: str = "batch"
 
     def __post_init__(self) -> None:
         if self.updates_per_rollout < 1:
@@ -77,6 +90,8 @@ class Objective:
             raise ValueError(f"objective.micro_batch_size={self.micro_batch_size}: give at least 1, or null for all")
         if self.logps not in ("conditional", "guided"):
             raise ValueError(f"objective.logps={self.logps}: choose conditional or guided")
+        if self.token_mean not in ("batch", "sequence"):
+            raise ValueError(f"objective.token_mean={self.token_mean}: choose batch or sequence")
         for name in ("clip_low", "clip_high"):
             value = getattr(self, name)
             if value is not None and (value <= 0 or (name == "clip_low" and value >= 1)):

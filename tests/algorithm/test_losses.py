@@ -42,6 +42,20 @@ def test_on_policy_hand_worked():
     torch.testing.assert_close(grad, want, atol=1e-15, rtol=0)
 
 
+def test_a_denominator_for_each_sequence_hand_worked():
+    # Advantages 1, -2 and 4 on 2 and 1 counted tokens: ((1 - 2) / 2 + 4 / 1) / 2 sequences.
+    logps, mask = double([-1.0, -2.0], [-3.0, 0.0]), tensor([[True, True], [True, False]])
+    own = mask.sum(1) * 2
+    loss, grad, metrics = value_and_grad(
+        logps, logps - 1, double([1.0, -2.0], [4.0, 9.0]), mask, beta=0.0, denominator=own
+    )
+    assert loss.item() == pytest.approx(-((1 - 2) / 2 + 4) / 2, abs=1e-15)
+    torch.testing.assert_close(grad, double([-1 / 4, 2 / 4], [-4 / 2, 0.0]), atol=1e-15, rtol=0)
+    assert metrics["kl"].item() == pytest.approx(math.exp(-1), abs=1e-12)  # k3 of 1 nat on every token: its mean
+    with pytest.raises(ValueError, match="denominator has shape"):
+        policy_loss(logps, logps, logps, mask, denominator=tensor([1.0, 2.0, 3.0]))
+
+
 def test_off_policy_clipping_hand_worked():
     # Ratios 2, 0.5, 2, 0.5, 1.1 to bounds 0.8 and 1.3; only a gain beyond a bound is cut.
     ratio = double([2.0, 0.5, 2.0, 0.5, 1.1])

@@ -40,8 +40,8 @@ def policy_logps(module: GRPOModule, rollout: Rollout) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("policy", ["entropy_guided", "budget_balanced"])
-@pytest.mark.parametrize("updates", [1, 2])
-def test_gradients_do_not_depend_on_micro_batches(runs, drawn, tmp_path, policy: str, updates: int):
+@pytest.mark.parametrize("updates, token_mean", [(1, "batch"), (2, "batch"), (1, "sequence")])
+def test_gradients_do_not_depend_on_micro_batches(runs, drawn, tmp_path, policy: str, updates: int, token_mean: str):
     module, rollout = drawn
     shaper = runs.module(tmp_path, FOUR, f"entropy_policy={policy}").entropy_policy
     sampled = rollout.sampled
@@ -49,7 +49,7 @@ def test_gradients_do_not_depend_on_micro_batches(runs, drawn, tmp_path, policy:
     module.manual_backward = lambda loss: loss.backward()  # Lightning's own needs a trainer
     results: dict[int | None, tuple[torch.Tensor, dict[str, Any]]] = {}
     for size in (None, 1, 3, 4):
-        module.objective = replace(module.objective, micro_batch_size=size, beta=0.05)
+        module.objective = replace(module.objective, micro_batch_size=size, beta=0.05, token_mean=token_mean)
         reference = policy_logps(module, rollout) - 0.1
         old = None if updates == 1 else policy_logps(module, rollout) + 0.02
         module.policy.zero_grad()
