@@ -67,8 +67,8 @@ class Objective:
         logps: Which distribution of image tokens is trained: "conditional" (as published: tokens are drawn with
             guidance, but scored without) or "guided" (the very distribution that they are drawn from).
 
-        token_mean: "batch" = one mean over all counted tokens of a step (as the released code, over the whole batch), so
-            that long plans weigh more; "sequence" = the mean over sequences of each one's mean (GRPO's equation).
+        token_mean: "batch" = one mean over all counted tokens of a step, as the released code, so that long plans weigh
+            more; "sequence" = the mean over sequences of each one's mean (GRPO's equation).
 
     Raises:
         ValueError: a setting is out of range.
