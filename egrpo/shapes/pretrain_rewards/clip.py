@@ -194,7 +194,7 @@ def train(
         optimizers.step(torch.stack([weights[name] * loss for name, loss in parts.items()]).sum())
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100))
-        if step % 25 == 0:
+        if step % 50 == 0:
             told = ", ".join(f"{name} {loss.item():.3f}" for name, loss in parts.items())
             log.info("hps %d/%d: %s, %.0f s", step, steps, told, time.monotonic() - start)
     save_half(model.eval(), target)

@@ -183,7 +183,7 @@ def train(
         texts = Texts(tokenizer, captions, [ask_some(t, questions, source.rng) for t in things])
         parts = losses(model, cells, tokenizer, batch, texts)
         optimizers.step(torch.stack([weights[name] * loss for name, loss in parts.items()]).sum())
-        if step % 25 == 0:
+        if step % 50 == 0:
             told = ", ".join(f"{name} {loss.item():.3f}" for name, loss in parts.items())
             log.info("git %d/%d: %s, %.0f s", step, steps, told, time.monotonic() - start)
     save_half(model.eval(), target)
