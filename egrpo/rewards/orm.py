@@ -33,14 +33,14 @@ class ORMReward:
 
     mode="deterministic": sigmoid((logit_yes - logit_no) / 0.3), from one forward pass.
 
-    mode="published": as the reward class of T2I-R1 (src/t2i-r1/src/utils/reward_orm.py of its repository, taken over
-    by EG-GRPO) computes it. That class samples an answer at temperature 0.3, with `top_k` and `top_p` of the
-    checkpoint's generation_config.json. The score is 0 where the first token drawn is neither yes nor no in any
-    case, else yes / (yes + no) of the probabilities that were sampled from, so that one of the two words alone among
-    the candidates scores 1 or 0. Where neither is among them (drawn was "Yes") the original divides by zero; here
-    the score is 0. A judge that says nothing but yes and no, with top_k and top_p that cut neither, scores the same
-    in both modes. Each draw uses one uniform number, set by `seed`, prompt and pixels: neither batch nor order nor
-    earlier calls change it, and the same image always scores the same.
+    mode="published": as the reward class of T2I-R1 computes it (read in two public copies of that code, yhangchen/IRIS
+    and yq-hong/ArtifactReward, src/t2i-r1/src/utils/reward_orm.py). It samples an answer at temperature 0.3, with
+    `top_k` and `top_p` of the checkpoint's generation_config.json. The score is 0 where the first token drawn is
+    neither yes nor no in any case, else yes / (yes + no) of the probabilities that were sampled from, so that one of
+    the two words alone among the candidates scores 1 or 0. Where neither is among them (drawn was "Yes") the original
+    divides by zero; here the score is 0. A judge that says nothing but yes and no, with top_k and top_p that cut
+    neither, scores the same in both modes. Each draw uses one uniform number, set by `seed`, prompt and pixels:
+    neither batch nor order nor earlier calls change it, and the same image always scores the same.
 
     The published class runs in bfloat16 under autocast; `dtype` decides here.
 
