@@ -80,7 +80,15 @@ def in_batches(
     records: list[PromptRecord],
     batch_size: int,
 ) -> Tensor:
-    """`score` on at most `batch_size` images at a time; [N] float32 on the CPU."""
+    """`score` on at most `batch_size` images at a time; [N] float32 on the CPU.
+
+    Raises:
+        ValueError: `batch_size` is below 1, or there are not as many records as images.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} of a reward: give at least 1")
+    if len(images) != len(records):
+        raise ValueError(f"a reward got {len(images)} images and {len(records)} records: give one record an image")
     parts = [
         score(images[first : first + batch_size], records[first : first + batch_size]).float().cpu()
         for first in range(0, len(images), batch_size)

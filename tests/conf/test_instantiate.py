@@ -15,7 +15,12 @@ from egrpo.train import build_module
 from egrpo.training import GRPOModule, Objective, RolloutSettings
 from tests.conf.helpers import EXPERIMENTS, choices_of, composed, root_of
 
-TRAINED = [name for name in EXPERIMENTS if root_of(name) == "train"]
+# Whose models and prompts are in the package; the others are planned without weights (tests/planning).
+TRAINED = [
+    name
+    for name in EXPERIMENTS
+    if root_of(name) == "train" and composed("train", f"+experiment={name}").model.path.startswith("package:")
+]
 # Needs nothing but the package itself; W&B would start its service, DeepSpeed its process group.
 LOCAL_LOGGERS = [name for name in choices_of("logger") if name != "wandb"]
 
