@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def run_command(*overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def test_command_leaves_directories_that_the_rewards_load_and_keeps_what_it_has_made(tmp_path):
+@pytest.mark.slow
+def test_command_leaves_directories_that_the_rewards_load(tmp_path):
     target, folder = f"target={tmp_path / 'rewards'}", f"hydra.run.dir={tmp_path}"
     ran = run_command(target, folder)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -51,14 +53,22 @@ def test_command_leaves_directories_that_the_rewards_load_and_keeps_what_it_has_
     assert -1 <= HPSReward(tmp_path / "rewards" / "hps")([image], [record]).item() <= 1
     assert 0 <= GITReward(tmp_path / "rewards" / "git")([image], [record]).item() <= 1
 
-    # Run again, the command takes what it has kept: its seconds are those of the first time.
-    used = OmegaConf.load(tmp_path / "rewards" / "config.yaml")
-    weights = tmp_path / "rewards" / "hps" / "model.safetensors"
+
+@pytest.mark.parametrize("name", ["hps", "git"])
+def test_finished_network_is_kept_and_another_recipe_is_trained_anew(name, tmp_path):
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "pretrain_rewards.yaml").networks[name])
+    recipe |= {"steps": 1, "decoded": 4, "malformed": 4, "prompts" if name == "hps" else "pictures": 8}
+    target = tmp_path / "rewards"
+    verdict = make_network(name, recipe, 0, 2, target)
+    weights = target / name / "model.safetensors"
     before = weights.read_bytes()
     weights.unlink()
-    recipe = OmegaConf.to_container(used.networks.hps)
-    assert make_network("hps", recipe, used.seed, used.held_out, tmp_path / "rewards") == verdict["hps"]
+    assert make_network(name, recipe, 0, 2, target) == verdict  # its seconds too: nothing was trained
     assert weights.read_bytes() == before
+    again = make_network(name, recipe, 0, 3, target)
+    assert weights.read_bytes() == before and again["seconds"] != verdict["seconds"]  # trained again, to the same
+    make_network(name, recipe | {"adamw_lr": 1e-3}, 0, 2, target)
+    assert weights.read_bytes() != before
 
 
 def test_command_tells_an_unknown_network(tmp_path):
@@ -112,6 +122,27 @@ def test_preference_loss_is_bradley_terry_over_pairs_that_differ():
     expected = (np.log1p(np.exp(-1.5)) + np.log1p(np.exp(-1.0))) / 2
     assert clip.preference_loss(logits, scores).item() == pytest.approx(expected, rel=1e-6)
     assert clip.preference_loss(logits, torch.ones(1, 3)).item() == 0
+
+
+def test_groups_hold_right_wrong_scattered_and_malformed_pictures():
+    records, scenes, pictures, formed = clip.Groups(0, decoded=4, malformed=6).draw(16)
+    assert pictures.shape == (16 * clip.KINDS, 48, 48, 3)
+    rows = [scenes[i : i + clip.KINDS] for i in range(0, len(scenes), clip.KINDS)]
+    for record, row in zip(records, rows, strict=True):
+        scores = [judge(scene, spec_of(record)) for scene in row]
+        assert scores[:2] == [1, 1] and max(scores[2:5]) < 1
+        assert split_of(record) == "open"
+    assert np.flatnonzero(~formed).tolist() == [5, 11, 17, 23]
+    for i in np.flatnonzero(~formed):
+        assert oracle.detect(pictures[i]) == scenes[i]
+    # The last picture of a prompt with a relation shows the same things elsewhere, of any other prompt a mistake.
+    for record, row in zip(records[4:], rows[4:], strict=True):
+        if spec_of(record).locality:
+            assert sorted((t.shape, t.color, t.texture) for t in row[5]) == sorted(
+                (t.shape, t.color, t.texture) for t in row[0]
+            )
+        else:
+            assert judge(row[5], spec_of(record)) < 1
 
 
 def test_cells_name_what_stands_there():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ from egrpo.shapes.pretrain_rewards.clip_targets import ASKED, SHOWN, asked_targe
 from egrpo.shapes.pretrain_rewards.optim import Optimizers
 from egrpo.shapes.pretrain_rewards.store import save_half
 from egrpo.shapes.pretrain_rewards.words import clip_tokenizer
-from egrpo.shapes.scene import Thing, judge
+from egrpo.shapes.scene import GRID, Thing, judge
 from egrpo.types import TASK_TYPES, PromptRecord
 
 log = logging.getLogger(__name__)
-KINDS = 6  # pictures a prompt: two right, two with one mistake, one with two, one malformed or of another prompt
+KINDS = 6  # pictures a prompt: two right, two with one mistake, one with two, and the last as `Groups.draw` says
 # Relations are the hardest to tell: their prompts come more often.
 PRACTICE = (*TASK_TYPES, "spatial", "spatial", "complex", "complex", "numeracy", "non")
 BLOCK = 4  # prompts that are also judged on each other's pictures
@@ -77,7 +78,8 @@ class Groups:
     def draw(self, prompts: int) -> tuple[list[PromptRecord], list[list[Thing]], np.ndarray, np.ndarray]:
         """Records [P], what the P x KINDS pictures show, pictures [P x KINDS, 48, 48, 3], and which are well-formed.
 
-        One prompt in four has a malformed picture last, the others the right picture of another prompt.
+        Last comes a malformed picture for one prompt in four; for the others the things asked for in other places where
+        the prompt names a relation, which policies often get wrong, and else one more mistake.
         """
         rng, pool = self.rng, self.malformed
         picked = rng.choice(len(pool.records), prompts // 4, replace=len(pool.records) < prompts // 4)
@@ -89,13 +91,21 @@ class Groups:
             spec = spec_of(record)
             wrong = [examples.wrong_scene(scene, spec, rng) for _ in range(3)]
             twice = examples.wrong_scene(wrong[2], spec, rng)
-            scenes += [scene, draw_scene(spec, rng), wrong[0], wrong[1], twice, pairs[rng.integers(prompts)][1]]
+            other = draw_scene(spec, rng)
+            sixth = scattered(scene, rng) if spec.locality else examples.wrong_scene(other, spec, rng)
+            scenes += [scene, other, wrong[0], wrong[1], twice, sixth]
         pictures = self.painter.paint(np.stack([atlas.encode(scene, rng) for scene in scenes]), rng)
         formed = np.ones(len(scenes), bool)
         for i, j in enumerate(picked):
             last = i * KINDS + KINDS - 1
             pictures[last], scenes[last], formed[last] = pool.pictures[j], pool.things[j], False
         return [record for record, _ in pairs], scenes, pictures, formed
+
+
+def scattered(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
+    """The same things in random cells."""
+    cells = rng.permutation(GRID * GRID)[: len(things)]
+    return [replace(thing, x=cell % GRID + 0.5, y=cell // GRID + 0.5) for thing, cell in zip(things, cells)]
 
 
 def preference_loss(logits: Tensor, scores: Tensor) -> Tensor:
