@@ -7,7 +7,8 @@ What the native model has no place for is kept in the folder `original` of the n
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def convert(source: Path, target: Path) -> JanusSummary:
     check_folders(source, target)
     original, dims = read_json(source / "config.json"), read_dims(source)
     tokenizer = read_tokenizer(source)
-    ids = TokenIds(**dims.get("special_token_ids", {})) if tokenizer is None else token_ids(tokenizer)
+    ids = told_ids(dims, source) if tokenizer is None else token_ids(tokenizer)
     config = native_config(original, dims, ids, source / "config.json")
     _check_room(ids, config, source)
     stored = load_sharded(source)
@@ -90,6 +91,15 @@ def empty_model(config: JanusConfig) -> JanusForConditionalGeneration:
     """The native model without memory for its weights."""
     with torch.device("meta"):
         return JanusForConditionalGeneration(config)
+
+
+def told_ids(dims: Mapping[str, Any], source: Path) -> TokenIds:
+    """The special tokens that tiny_dims.json tells; a tokenizer knows better."""
+    told = dims.get("special_token_ids", {})
+    strange = sorted(set(told) - {field.name for field in fields(TokenIds)})
+    if strange:
+        raise ConversionError(f"{source / DIMS_FILE} has special_token_ids that no Janus has: {', '.join(strange)}")
+    return TokenIds(**told)
 
 
 def generation_config(ids: TokenIds) -> GenerationConfig:

@@ -85,10 +85,16 @@ def _begin_with_bos(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def token_ids(tokenizer: Any) -> TokenIds:
-    """Ids by the native tokenizer."""
-    names = (tokenizer.boi_token, tokenizer.eoi_token, tokenizer.image_token)
-    images = [int(tokenizer.convert_tokens_to_ids(name)) for name in names]
-    return TokenIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, *images)
+    """Ids by the native tokenizer; None for an image token that it does not know."""
+    placeholder, begin, end = (tokenizer.get_vocab().get(name) for name in image_tokens(tokenizer))
+    return TokenIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, begin, end, placeholder)
+
+
+def image_tokens(tokenizer: Any) -> tuple[str, str, str]:
+    """Placeholder, begin and end of an image, as the tokenizer names them or else as the original does."""
+    names = {"image_token": "image_tag", "boi_token": "image_start_tag", "eoi_token": "image_end_tag"}
+    placeholder, begin, end = (getattr(tokenizer, name, None) or TAGS[tag] for name, tag in names.items())
+    return placeholder, begin, end
 
 
 def native_processor(tokenizer: PreTrainedTokenizerFast, config: Any, source: Path) -> JanusProcessor:
@@ -105,10 +111,10 @@ def original_files(processor: Any, tokenizer: Any, config: Any) -> dict[str, dic
 
     Args:
         processor: JanusProcessor, or None where there is the tokenizer alone (the image processor is then left out).
-        tokenizer: With its image tokens by name.
+        tokenizer: The native one.
     """
     special = {key: getattr(tokenizer, key) for key in ("bos_token", "eos_token", "pad_token")}
-    tags = (tokenizer.image_token, tokenizer.boi_token, tokenizer.eoi_token, tokenizer.pad_token)
+    tags = (*image_tokens(tokenizer), tokenizer.pad_token)
     settings = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False}
     files: dict[str, dict[str, Any]] = {
         SPECIAL: {**special, "additional_special_tokens": list(tags[:3])},

@@ -107,3 +107,13 @@ def test_layout_changes_are_undone() -> None:
         f"model.vision_model.encoder.layers.1.self_attn.{part}_proj.weight": (2, 2) for part in "qkv"
     }
     assert same(to_original(native), state)
+
+
+def test_the_heads_widths_are_named_the_other_way_round() -> None:
+    wide = OFFICIAL["gen_head_config"]["params"] | {"n_embed": 96}
+    config = native_config(
+        OFFICIAL | {"gen_head_config": {"cls": "vision_head", "params": wide}}, {}, TokenIds(), Path("config.json")
+    )
+    head = janus.empty_model(config).model.generation_head
+    assert (head.proj_out.in_features, head.proj_out.out_features, head.vision_head.in_features) == (96, 2048, 2048)
+    assert original_config(config, "float32")["gen_head_config"]["params"] == wide

@@ -107,3 +107,17 @@ def test_the_shapes_model_there_and_back(tmp_path: Path) -> None:
     assert a.image_processor.to_dict() == b.image_processor.to_dict() and a.num_image_tokens == b.num_image_tokens
     config = json.loads((tmp_path / "native/config.json").read_text())
     assert config == json.loads((SHAPES / "config.json").read_text())
+
+
+def test_a_tokenizer_without_an_image_processor_is_enough(tmp_path: Path) -> None:
+    native, back = tmp_path / "native", tmp_path / "back"
+    native.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (native / name).write_bytes((SHAPES / name).read_bytes())
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    settings = special | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (native / "tokenizer_config.json").write_text(json.dumps(settings))
+    janus_original.convert(native, back)
+    assert json.loads((back / "tiny_dims.json").read_text())["special_token_ids"]["begin_of_image"] == 4
+    assert json.loads((back / "processor_config.json").read_text())["pad_tag"] == "<pad>"
+    assert not (back / "preprocessor_config.json").exists()
