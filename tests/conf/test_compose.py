@@ -34,11 +34,16 @@ TRAIN_KEYS = {
     *("detector_quirks", "orm_mode", "entropy_policy", "objective"),
     *("optimizer", "scheduler", "trainer", "logger", "callbacks"),
 }
+# `python -m egrpo.plan` takes a training run and what a plan needs beside it.
+PLAN_KEYS = TRAIN_KEYS | {
+    *("device", "devices", "architectures", "assumptions", "published_rewards", "refuse_at", "ways_out"),
+}
 PRETRAIN_KEYS = {
     *("seed", "target", "model", "rollout", "vocab_size", "text", "vq", "codec", "examples", "stages"),
 }
 ROOT_KEYS = {
     **{"train": TRAIN_KEYS, "pretrain": PRETRAIN_KEYS, "export": {"run", "checkpoint", "target"}},
+    "plan": PLAN_KEYS,
     "pretrain_rewards": {"seed", "target", "only", "held_out", "networks"},
     "convert": {"kind", "source", "target"},
     "download": {"what", "target", "dry_run", "keep_originals"},

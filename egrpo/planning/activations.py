@@ -1,0 +1,121 @@
+"""Bytes of activations, logits and key/value caches, as egrpo/policy and transformers' Llama allocate them.
+
+Legend: b bytes of an activation, w = max(b, 4) of those that RMSNorm raises to float32; D hidden, F intermediate width,
+A heads x head width; M tokens of a pass, in N rows of S.
+"""
+
+from __future__ import annotations
+
+from egrpo.planning.architecture import Architecture, Matmul
+from egrpo.planning.workload import Lengths, Workload
+
+# Of a chunk's logits, in float32: logits, log-probabilities, their exponential, the entropy's terms; backward one less.
+LOGIT_COPIES = 4
+BACKWARD_COPIES = 3
+# Of one position's logits while drawing, bytes a token of the vocabulary: float64 probabilities, their sums, the sums
+# of possible tokens, and a mask.
+DRAW_BYTES = 25
+
+
+def kv_cache_bytes(arch: Architecture, rows: int, tokens: int) -> int:
+    """Keys and values of all layers: `BufferedLayer` allocates rows x heads x tokens x head width, twice."""
+    return 2 * arch.layers * rows * arch.key_heads * tokens * arch.head_dim * arch.width
+
+
+def mask_bytes(arch: Architecture, rows: int, tokens: int) -> int:
+    """The attention bias that sdpa makes of a padding mask, [N, 1, S, S], in every layer's call."""
+    return rows * tokens**2 * arch.width
+
+
+def layer_bytes(arch: Architecture, rows: int, tokens: int) -> int:
+    """What one layer saves for its backward pass."""
+    b, wide = arch.width, max(arch.width, 4)
+    attended = arch.heads * arch.head_dim
+    norm = arch.hidden * (wide + b * arch.norms_trained + b) + 4
+    # q, k, v and the output; grouped keys and values are repeated for all heads before attention; log-sum-exp.
+    attention = 4 * attended * b + 4 * arch.heads
+    mlp = 4 * arch.intermediate * b  # gate, its activation, up, their product
+    return rows * tokens * (2 * norm + attention + mlp + arch.adapter_rank * b) + mask_bytes(arch, rows, tokens)
+
+
+def forward_bytes(arch: Architecture, rows: int, tokens: int) -> int:
+    """Most that a layer holds without gradient, in its MLP: gate, up, their product; the embeddings, the layer's input,
+    the residual, the MLP's input; the rotary table."""
+    held = 3 * arch.intermediate + 4 * arch.hidden + 2 * arch.head_dim
+    return rows * tokens * held * arch.width + rows * tokens**2
+
+
+def saved_bytes(arch: Architecture, rows: int, tokens: int, scored: int) -> int:
+    """What a pass over [N, S] with gradient keeps until its backward pass; `scored` positions go into a head."""
+    b, wide, hidden = arch.width, max(arch.width, 4), arch.hidden
+    head = scored * hidden * b
+    if not arch.layers_have_gradient:
+        return head
+    here = rows * tokens
+    final = here * (hidden * (wide + b * arch.norms_trained) + 4) + head
+    rotary = 2 * here * arch.head_dim * b
+    if arch.checkpointing:
+        return arch.layers * here * hidden * b + rows * tokens**2 + rotary + final
+    return arch.layers * layer_bytes(arch, rows, tokens) + rotary + final
+
+
+def layer_work_bytes(arch: Architecture, rows: int, tokens: int) -> int:
+    """One layer's backward pass: its activations computed again if checkpointing, and gradients of D and F width."""
+    if not arch.layers_have_gradient:
+        return forward_bytes(arch, rows, tokens)
+    again = layer_bytes(arch, rows, tokens) if arch.checkpointing else 0
+    return again + rows * tokens * (arch.hidden + arch.intermediate) * arch.width
+
+
+def scored_tokens(work: Workload, lengths: Lengths) -> tuple[int, int]:
+    """Columns of the pass over a plan (0 without CoT) and over an image, a row: the last token is never fed."""
+    text = lengths.prompt + lengths.plan - 1 if work.cot else 0
+    return text, lengths.image_context + work.image_tokens - 1
+
+
+def text_bytes(arch: Architecture, work: Workload, lengths: Lengths) -> int:
+    """Activations that scoring a micro-batch's plans keeps."""
+    tokens, _ = scored_tokens(work, lengths)
+    return saved_bytes(arch, work.micro_rows, tokens, _positions(work, lengths)[0]) if tokens else 0
+
+
+def image_bytes(arch: Architecture, work: Workload, lengths: Lengths) -> int:
+    """Activations that scoring a micro-batch's images keeps; guided scores take two passes."""
+    _, tokens = scored_tokens(work, lengths)
+    rows = work.micro_rows * work.score_factor
+    heads = 3 if work.guided_scores else 1  # both hidden states of a position, and the two side by side
+    return saved_bytes(arch, rows, tokens, heads * _positions(work, lengths)[1])
+
+
+def logit_bytes(arch: Architecture, work: Workload, lengths: Lengths, backward: bool) -> tuple[int, int]:
+    """A chunk's logits at their peak, of the text head (0 without CoT) and of the image head, in one direction."""
+    text, image = _positions(work, lengths)
+    return (
+        _head_bytes(arch, arch.text_matmul, arch.vocab, text, work.chunk_size, backward),
+        _head_bytes(arch, arch.image_matmul, arch.codes * work.score_factor, image, work.chunk_size, backward),
+    )
+
+
+def _head_bytes(arch: Architecture, head: Matmul, vocab: int, positions: int, chunk_size: int, backward: bool) -> int:
+    """Backward, the gradient of the head's weights is there too: of one chunk, and the sum over the chunks before."""
+    logits = 4 * min(positions, chunk_size) * vocab
+    if not backward:
+        return LOGIT_COPIES * logits
+    chunks = min(2, -(-positions // chunk_size))
+    return BACKWARD_COPIES * logits + chunks * head.trained * arch.dtype.itemsize
+
+
+def _positions(work: Workload, lengths: Lengths) -> tuple[int, int]:
+    """Counted positions of a micro-batch, of plans and of images."""
+    return (round(work.micro_rows * lengths.plan_mean) if work.cot else 0), work.micro_rows * work.image_tokens
+
+
+def pending_bytes(arch: Architecture, work: Workload) -> int:
+    """Gradients of one pass that wait for the other's: autograd adds up what a weight gets from the plan's pass and
+    from the image's before it goes into `.grad`, in full size however weights are sharded."""
+    return arch.language_trained_bytes if work.cot + work.score_factor > 1 else 0
+
+
+def draw_bytes(rows: int, guided: bool, vocabulary: int) -> int:
+    """Logits of one position of all rows, while a token is drawn; guidance has two kinds and mixes them."""
+    return rows * vocabulary * (DRAW_BYTES + 4 * (3 if guided else 1))

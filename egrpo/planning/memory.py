@@ -1,0 +1,211 @@
+"""Bytes on one device in each phase of a step; a phase's peak is the sum of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from egrpo.planning.activations import (
+    draw_bytes,
+    forward_bytes,
+    image_bytes,
+    kv_cache_bytes,
+    layer_work_bytes,
+    logit_bytes,
+    pending_bytes,
+    scored_tokens,
+    text_bytes,
+)
+from egrpo.planning.architecture import Architecture
+from egrpo.planning.optimizers import OptimizerCost
+from egrpo.planning.rewards import RewardModel
+from egrpo.planning.sharding import Sharding
+from egrpo.planning.workload import Lengths, Workload
+
+ROWS = (
+    *("parameters", "gathered weights", "gradients", "optimizer", "reference"),
+    *("reward models", "KV cache", "logits", "activations"),
+)
+FSDP_LIVE_LAYERS = 2  # the one at work and the next
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase: bytes by row, of those in ROWS."""
+
+    name: str
+    rows: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.rows.values())
+
+    def plus(self, **rows: float) -> Phase:
+        """The same with more in some rows; `_` stands for a blank."""
+        more = {name.replace("_", " "): value for name, value in rows.items()}
+        return replace(self, rows={**self.rows, **{name: self.rows.get(name, 0) + v for name, v in more.items()}})
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the memory of a step is made of."""
+
+    arch: Architecture
+    work: Workload
+    sharding: Sharding
+    optimizer: OptimizerCost  # of the type that the optimizer works on
+    rewards: Sequence[RewardModel]
+    gather_for_rollout: bool = True
+
+
+def standing(parts: Parts) -> dict[str, float]:
+    """What is there in every phase, after the first step."""
+    arch, sharding = parts.arch, parts.sharding
+    weights = 0 if sharding.offload_parameters else 1
+    rows: dict[str, float] = dict.fromkeys(ROWS, 0.0)
+    rows["parameters"] = weights * arch.parameter_bytes / sharding.parameters
+    rows["reference"] = weights * arch.reference_bytes / sharding.reference
+    rows["optimizer"] = optimizer_bytes(parts)
+    rows["reward models"] = float(sum(model.bytes for model in parts.rewards if not model.offload))
+    if sharding.gradients_stay:
+        rows["gradients"] = kept_gradients(parts)
+    return rows
+
+
+def optimizer_bytes(parts: Parts) -> float:
+    """States, and float32 master weights where the strategy keeps them."""
+    if parts.sharding.offload_optimizer:
+        return 0.0
+    master = 4 if parts.sharding.master_weights else 0
+    return parts.arch.trained * (parts.optimizer.state + master) / parts.sharding.optimizer
+
+
+def kept_gradients(parts: Parts) -> float:
+    """What of the gradients is there between steps: copies for communication, or the strategy's own partition."""
+    sharding = parts.sharding
+    if sharding.gradient_copies:
+        return float(parts.arch.trained_bytes * sharding.gradient_copies)
+    return parts.arch.trained_bytes / sharding.gradients
+
+
+def all_gradients(parts: Parts) -> float:
+    """Gradients and their copies while they are added up."""
+    return parts.arch.trained_bytes / parts.sharding.gradients * (1 + parts.sharding.gradient_copies)
+
+
+def gathered(parts: Parts, rollout: bool) -> float:
+    """Weights that sharding brings together for the time that they are used."""
+    arch, sharding = parts.arch, parts.sharding
+    if sharding.parameters == 1 and not sharding.offload_parameters:
+        return 0.0
+    if rollout and parts.gather_for_rollout:
+        return float(arch.parameter_bytes)
+    live = sharding.live_parameters
+    if live is None:
+        live = FSDP_LIVE_LAYERS * arch.largest_layer + arch.text_matmul.weights
+    return float(min(live, arch.parameters) * arch.dtype.itemsize)
+
+
+def phases(parts: Parts, lengths: Lengths) -> list[Phase]:
+    """All phases of a step, in order."""
+    base = standing(parts)
+    drawing = Phase("", base).plus(gathered_weights=gathered(parts, rollout=True))
+    scoring = Phase("", base | {"gradients": all_gradients(parts)}).plus(gathered_weights=gathered(parts, False))
+    found = [_named("plans", _plans(drawing, parts, lengths))] if parts.work.cot else []
+    return found + [
+        _named("images", _images(drawing, parts, lengths)),
+        _named("pixels", drawing.plus(activations=pixel_bytes(parts.arch, parts.work))),
+        _named("rewards", _rewards(Phase("", base), parts.rewards)),
+        _named("scoring", _scoring(scoring, parts, lengths)),
+        _named("backward", _backward(scoring, parts, lengths)),
+        _named("update", scoring.plus(gathered_weights=-gathered(parts, False), optimizer=update_bytes(parts))),
+    ]
+
+
+def _named(name: str, phase: Phase) -> Phase:
+    return replace(phase, name=name)
+
+
+def _plans(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
+    """Drawing plans: the larger of reading all prompts and of drawing with the cache at its full length."""
+    arch, rows = parts.arch, parts.work.rollout_rows
+    read, _ = parts.work.prefill_rows(parts.work.chunks[0])
+    # The cache has room for the longest plan that is allowed, whatever is drawn.
+    return _larger(
+        base.plus(
+            KV_cache=kv_cache_bytes(arch, read, lengths.prompt), activations=forward_bytes(arch, read, lengths.prompt)
+        ),
+        base.plus(
+            KV_cache=kv_cache_bytes(arch, rows, lengths.prompt + lengths.plan_capacity),
+            logits=draw_bytes(rows, False, arch.vocab),
+        ),
+    )
+
+
+def _images(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
+    """Drawing images, likewise; guidance doubles the rows."""
+    arch, work = parts.arch, parts.work
+    _, read = work.prefill_rows(work.chunks[0])
+    context, rows = lengths.image_context, work.rollout_rows * work.cfg_factor
+    return _larger(
+        base.plus(KV_cache=kv_cache_bytes(arch, read, context), activations=forward_bytes(arch, read, context)),
+        base.plus(
+            KV_cache=kv_cache_bytes(arch, rows, context + work.image_tokens),
+            logits=draw_bytes(work.rollout_rows, work.guided, arch.codes),
+        ),
+    )
+
+
+def _scoring(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
+    """A chunk of logits: of plans, of images after them, and of plans again in the backward pass, after images."""
+    sizes = (parts.arch, parts.work, lengths)
+    kept, more = text_bytes(*sizes), image_bytes(*sizes)
+    text, image = logit_bytes(*sizes, backward=False)
+    text_again, image_again = logit_bytes(*sizes, backward=True)
+    return _larger(
+        base.plus(activations=kept, logits=text),
+        base.plus(activations=kept + more, logits=max(image, image_again)),
+        base.plus(activations=kept, logits=text_again, gradients=pending_bytes(*sizes[:2])) if parts.work.cot else base,
+    )
+
+
+def _backward(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
+    """A layer's backward pass: of images, and of plans after them, while the images' gradients wait for the plans'."""
+    sizes, work = (parts.arch, parts.work, lengths), parts.work
+    text, image = scored_tokens(work, lengths)
+    kept, waiting = text_bytes(*sizes), pending_bytes(*sizes[:2])
+    last = layer_work_bytes(parts.arch, work.micro_rows, text or image)
+    return _larger(
+        base.plus(activations=kept + image_bytes(*sizes) + layer_work_bytes(parts.arch, work.micro_rows, image)),
+        base.plus(activations=kept + last, gradients=waiting),
+    )
+
+
+def _larger(*phases: Phase) -> Phase:
+    return max(phases, key=lambda phase: phase.total)
+
+
+def pixel_bytes(arch: Architecture, work: Workload) -> int:
+    """The VQ decoder's activations."""
+    return work.decode_batch * arch.decode_bytes
+
+
+def _rewards(base: Phase, rewards: Sequence[RewardModel]) -> Phase:
+    """One reward after another; an offloaded model is there while it scores."""
+    extra = [base.plus(reward_models=m.bytes * m.offload, activations=m.activations) for m in rewards]
+    return max(extra, key=lambda phase: phase.total, default=base)
+
+
+def update_bytes(parts: Parts) -> float:
+    """What the optimizer takes within its step; with master weights the gradients become float32 too."""
+    if parts.sharding.offload_optimizer:
+        return 0.0
+    more = 4 if parts.sharding.master_weights else 0
+    return parts.arch.trained * (parts.optimizer.scratch + more) / parts.sharding.optimizer
+
+
+def optimizer_dtype(arch: Architecture, sharding: Sharding) -> torch.dtype:
+    """Type of the parameters that the optimizer works on."""
+    return torch.float32 if sharding.master_weights else arch.dtype

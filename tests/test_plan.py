@@ -1,0 +1,168 @@
+"""`python -m egrpo.plan`: published experiments are planned, impossible runs refused with a reason and a way out."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from egrpo.entry import run
+from egrpo.plan import plan
+from egrpo.planning import make_plan, report
+from egrpo.planning.architecture import read_architecture
+from egrpo.planning.memory import Phase
+from egrpo.planning.planner import GB, Plan, device_count, expand
+from tests.conf.helpers import EXPERIMENTS, composed, root_of
+
+SEVEN = "+experiment=eg_grpo_janus_pro_7b"
+TRAINED = [name for name in EXPERIMENTS if root_of(name) == "train"]
+HUB = [name for name in TRAINED if "deepseek" in str(composed("train", f"+experiment={name}").model.path)]
+
+
+def planned(*overrides: str) -> Plan:
+    return make_plan(composed("plan", *overrides, "reward_models=nowhere"))
+
+
+def rows(phases: list[Phase], name: str) -> dict[str, float]:
+    return {row: value / GB for row, value in next(p for p in phases if p.name == name).rows.items()}
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Runs the command; gives its exit code, output and the lines of its error."""
+
+    def call(*arguments: str) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["egrpo.plan", f"hydra.run.dir={tmp_path}/run", *arguments])
+        try:
+            run(plan, "plan")
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out = capsys.readouterr()
+        return code, out.out, [line for line in out.err.splitlines() if line.startswith("error: ")]
+
+    return call
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_experiment_is_planned(name):
+    made = make_plan(composed("plan", f"+experiment={name}"))
+    text = report(made)
+    assert "KV cache" in text and "total" in text and f"{made.steps:,} rollouts" in text
+    assert all(cost.seconds >= 0 for cost in made.costs) and made.step_seconds > 0
+    assert ("plan tokens" in text) == made.parts.work.cot
+    if name in HUB:
+        images = made.parts.work.rows * made.devices
+        assert images == 128 and f"image tokens: {128 * 576:,}" in text
+        assert [round(m.parameters / 1e9, 2) for m in made.parts.rewards] == [0.99, 0.39, 0.17, 8.03]
+
+
+def test_published_sizes():
+    seven, one = (read_architecture(composed("plan", f"+experiment=eg_grpo_janus_pro_{n}b")) for n in (7, 1))
+    # Published totals are 7.42 and 2.09 billion, with the vision tower's pooling head that transformers drops.
+    pooling = 4 * 1024**2 + 2 * 4 * 1024**2
+    assert (seven.parameters + pooling) / 1e9 == pytest.approx(7.42, abs=0.005)
+    assert (one.parameters + pooling) / 1e9 == pytest.approx(2.09, abs=0.005)
+    assert seven.trained == seven.modules["language_model"] + seven.modules["lm_head"] == seven.reference_bytes // 2
+    assert seven.parameter_bytes == 2 * seven.parameters and seven.image_tokens == 576
+
+
+def test_7b_on_eight_devices_is_refused_when_replicated(command):
+    code, out, errors = command(SEVEN, "device=h100", "reward_models=nowhere")
+    assert code == 1 and "8 x H100 SXM 80 GB" in out and "total" in out
+    (error,) = errors
+    assert re.search(r"needs \d+\.\d GB on each device, and a H100 SXM 80 GB has 80 \(most of it ", error)
+    assert "it would fit with " in error
+    ways = error.partition("it would fit with ")[2].split(", or with ")
+    assert all(planned(SEVEN, *way.split()).fits for way in ways)
+
+
+def test_7b_on_eight_devices_fits_when_sharded_and_sampled_in_chunks():
+    sharded = [SEVEN, "trainer.strategy=deepspeed_stage_3", "rollout.batch_size=null"]
+    made = planned(*sharded)
+    assert not made.fits and made.peak.name == "images"  # the cache of 16 guided sequences at their limits
+    assert planned(*sharded, "refuse_at=mean").fits
+    made = planned(*sharded, "rollout.batch_size=8")
+    assert made.fits
+    after = rows(made.at_limits, "rewards")
+    whole = made.parts.arch
+    assert after["optimizer"] == pytest.approx(12 * whole.trained / 8 / GB)  # float32: master weights and two states
+    assert after["parameters"] == pytest.approx(2 * whole.parameters / 8 / GB)
+
+
+def test_7b_on_one_large_device_is_refused_with_a_way_out(command):
+    one = [SEVEN, "device=h200", "trainer.devices=1", "reward_models=nowhere"]
+    code, out, errors = command(*one, "rollout.batch_size=null")  # the cache of 128 guided sequences
+    assert code == 1 and "1 x H200 SXM 141 GB" in out and "peak: " in out
+    assert "it would fit with rollout.batch_size=8" in errors[0]
+    code, out, errors = command(*one, "rollout.batch_size=8")
+    assert code == 0 and not errors and "hours on 1 x H200" in out
+
+
+def test_lora_trains_the_adapter_alone_and_needs_no_second_reference():
+    lora = planned(SEVEN, "model/adapter=lora", "device=h200", "trainer.devices=1", "rollout.batch_size=8")
+    full = planned(SEVEN, "device=h200", "trainer.devices=1", "rollout.batch_size=8")
+    assert rows(lora.at_limits, "update")["reference"] == 0 and lora.peak.total < full.peak.total
+    assert lora.parts.arch.trained < 0.01 * full.parts.arch.trained
+    assert lora.parts.arch.parameters == full.parts.arch.parameters + lora.parts.arch.trained
+
+
+def test_offloaded_rewards_are_there_while_they_score():
+    offload = [f"reward.{name}.reward.offload=true" for name in ("hps", "git", "gdino_strict", "orm")]
+    here, there = planned(SEVEN), planned(SEVEN, *offload)
+    assert rows(there.at_limits, "images")["reward models"] == 0
+    assert rows(there.at_limits, "rewards")["reward models"] == pytest.approx(2 * 8.03)
+    assert here.peak.total - there.peak.total == pytest.approx(rows(here.at_limits, "images")["reward models"] * GB)
+
+
+def test_reward_models_are_counted_where_their_folder_is():
+    made = make_plan(composed("plan", "+experiment=shapes_paper_rewards", "trainer.accelerator=auto"))
+    assert made.parts.rewards and all(m.source.endswith("config.json") for m in made.parts.rewards)
+    assert all(0 < m.parameters < 10e6 for m in made.parts.rewards)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["device=abacus"], "device/abacus"),
+        (["model.path=nowhere"], "model.path=nowhere holds no config.json, so its sizes are not known"),
+        (["trainer.devices=auto"], "devices=auto: a plan needs their number"),
+        (["trainer.devices=3"], "16 does not divide among 3"),
+        (["refuse_at=dawn"], "refuse_at=dawn: choose limits or mean"),
+        (["assumptions.compute_efficiency=2"], "shares of the peak, 1 at most"),
+        (["device.memory_gb=0"], "device.memory_gb=0"),
+        (["model.dtype=bfloat61", "trainer.precision=32-true"], "model.dtype=bfloat61 is no type of torch"),
+        (["trainer.strategy=deepspeed_stage_9"], "trainer.strategy=deepspeed_stage_9"),
+        (["reward.hps.reward._target_=my_lab.Brightness"], "no size of a my_lab.Brightness is in published_rewards"),
+    ],
+)
+def test_bad_settings_are_one_clear_error(command, overrides, message):
+    code, out, errors = command(SEVEN, "reward_models=nowhere", *overrides)
+    assert code == 1 and not out and len(errors) == 1
+    assert message in errors[0]
+
+
+def test_another_model_is_refused(command, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "multi_modality"}')
+    _, _, (error,) = command(SEVEN, f"model.path={tmp_path}")
+    assert "'multi_modality': a plan needs a Janus" in error
+
+
+def test_devices_are_a_number_or_a_list():
+    assert [device_count(given) for given in (8, "8", [0, 3])] == [8, 8, 2]
+    with pytest.raises(ValueError, match="devices=-1"):
+        device_count(-1)
+
+
+def test_a_way_out_for_all_rewards_names_those_that_have_the_setting():
+    cfg = composed("plan", SEVEN, "reward=[hps,shapes_oracle]")
+    assert expand("reward.*.reward.offload=true", cfg) == ["reward.hps.reward.offload=true"]
+    assert expand("rollout.batch_size=8", cfg) == ["rollout.batch_size=8"]
+
+
+def test_nothing_is_loaded_or_written_beside_the_hydra_folder(command, tmp_path: Path):
+    code, _, _ = command("+experiment=shapes_eg_grpo", "device=cpu")
+    assert code == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {".hydra", "plan.log"}
