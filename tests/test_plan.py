@@ -73,7 +73,7 @@ def test_7b_on_eight_devices_is_refused_when_replicated(command):
     code, out, errors = command(SEVEN, "device=h100", "reward_models=nowhere")
     assert code == 1 and "8 x H100 SXM 80 GB" in out and "total" in out
     (error,) = errors
-    assert re.search(r"needs \d+\.\d GB on each device, and a H100 SXM 80 GB has 80 \(most of it ", error)
+    assert re.search(r"needs \d+\.\d GB on each device, and the H100 SXM 80 GB has 80 \(most of it ", error)
     assert "it would fit with " in error
     ways = error.partition("it would fit with ")[2].split(", or with ")
     assert all(planned(SEVEN, *way.split()).fits for way in ways)

@@ -121,7 +121,7 @@ def refusal(plan: Plan, ways: Sequence[str]) -> str:
     else:
         help_ = "none of ways_out, nor all together, makes it fit: take more devices or larger ones"
     return (
-        f"the plan does not fit: the phase {peak.name!r} needs {peak.total / GB:.1f} GB on each device, and a "
+        f"the plan does not fit: the phase {peak.name!r} needs {peak.total / GB:.1f} GB on each device, and the "
         f"{plan.device.name} has {plan.device.memory_gb:g} (most of it {most}){mean}; {help_}"
     )
 
