@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusVQVAE, JanusVQVAEConfig
 
 from egrpo.paths import resolve
 from egrpo.planning.measuring import peak_bytes
@@ -150,7 +151,8 @@ def count(
     weights, trained = list(policy.parameters()), [p for p in policy.parameters() if p.requires_grad]
     copies = list(reference.parameters()) if isinstance(reference, nn.Module) else []
     feeding = (backbone.language_model, backbone.generation_aligner, backbone.generation_embeddings)
-    decode_bytes, decode_flops = decoding(model, image_tokens)
+    vq = model.model.vqmodel
+    decode_bytes, decode_flops = decoding(vq.config.to_json_string(), next(vq.parameters()).dtype, image_tokens)
     return Architecture(
         modules=parts(model),
         parameters=numel(weights),
@@ -185,12 +187,13 @@ def count(
     )
 
 
-def decoding(model: Any, image_tokens: int) -> tuple[int, int]:
-    """Peak bytes and operations of decoding one image: the VQ model runs on the meta device."""
+@lru_cache
+def decoding(config: str, dtype: torch.dtype, image_tokens: int) -> tuple[int, int]:
+    """Peak bytes and operations of decoding one image by a VQ model of this configuration (JSON), run on `meta`."""
     side = math.isqrt(image_tokens)
-    own = model.model.vqmodel
     with torch.device("meta"), torch.no_grad():
-        vqmodel = type(own)(own.config).to(next(own.parameters()).dtype).eval()
+        vqmodel: Any = JanusVQVAE(JanusVQVAEConfig(**json.loads(config)))
+        vqmodel.to(dtype).eval()
         vqmodel.quantize.quant_state_dims = [side, side]
         codes = torch.zeros(1, image_tokens, dtype=torch.long)
         counter = FlopCounterMode(display=False)
