@@ -112,7 +112,8 @@ class PromptDataModule(LightningDataModule):
         prompts_per_step: P, prompts a training step takes over all ranks (groups of samples are made later).
         val_batch_size: prompts a rank takes at once in validation.
         seed: of the training order.
-        url: where the training file is fetched from if it is not there.
+        url: where `published` is fetched from if it is not there.
+        published: the place of the published file; a `train` elsewhere is never fetched.
         sha256: of the file that `url` must give.
 
     Raises:
@@ -129,6 +130,7 @@ class PromptDataModule(LightningDataModule):
         val_batch_size: int = 64,
         seed: int = 0,
         url: str | None = None,
+        published: str | None = None,
         sha256: str | None = None,
     ) -> None:
         super().__init__()
@@ -137,7 +139,7 @@ class PromptDataModule(LightningDataModule):
             raise ValueError(f"val_batch_size is {val_batch_size}: give at least 1.")
         if not train:
             raise ValueError("there is no prompt file: set data.train=FILE (JSON Lines, or plain text with .txt)")
-        if url:
+        if url and train == published:
             fetch_prompts(url, resolve(train), sha256)
         self.train_records = read_prompts(train)
         self.val_records = self.train_records if val is None or Path(val) == Path(train) else read_prompts(val)

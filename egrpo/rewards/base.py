@@ -37,6 +37,6 @@ class PartialRewardError(RewardError):
     """
 
     def __init__(self, values: Tensor, reasons: Mapping[int, str]):
-        first = min(reasons)
-        super().__init__(f"no value for {len(reasons)} of {len(values)} images, the first of them: {reasons[first]}")
+        told = f", the first of them: {reasons[min(reasons)]}" if reasons else ""
+        super().__init__(f"no value for {len(reasons)} of {len(values)} images{told}")
         self.values, self.reasons = values, dict(reasons)

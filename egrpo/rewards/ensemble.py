@@ -78,7 +78,7 @@ class RewardEnsemble:
             values=torch.stack([column.values for column in columns], dim=1),
             weights=torch.tensor([r.weight for r in self.rewards.values()], dtype=torch.float32),
             mask=torch.stack([column.mask for column in columns], dim=1),
-            applies=torch.stack([applying(r.reward, records) for r in self.rewards.values()], dim=1),
+            applies=torch.stack([applying(name, r.reward, records) for name, r in self.rewards.items()], dim=1),
         )
         unjudged = (~(table.mask & (table.weights != 0)).any(dim=1)).nonzero().flatten().tolist()
         if unjudged:
@@ -103,7 +103,19 @@ class RewardEnsemble:
             self.normalization.load_state_dict(state)
 
 
-def applying(reward: Reward, records: list[PromptRecord]) -> Tensor:
-    """[N] bool, False where the reward is a constant whatever the image; see `egrpo.rewards.base.Reward`."""
+def applying(name: str, reward: Reward, records: list[PromptRecord]) -> Tensor:
+    """[N] bool, False where the reward is a constant whatever the image; see `egrpo.rewards.base.Reward`.
+
+    Raises:
+        RewardError: the reward's own `applies` gives something else.
+    """
     applies = getattr(reward, "applies", None)
-    return torch.ones(len(records), dtype=torch.bool) if applies is None else applies(records).cpu()
+    if applies is None:
+        return torch.ones(len(records), dtype=torch.bool)
+    try:
+        told = torch.as_tensor(applies(records), dtype=torch.bool).cpu()
+    except Exception as error:
+        raise RewardError(f"applies() of reward {name!r} failed: {type(error).__name__}: {error}") from error
+    if told.shape != (len(records),):
+        raise RewardError(f"applies() of reward {name!r} returned shape {tuple(told.shape)} for {len(records)} records")
+    return told

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -50,11 +52,7 @@ def measure(
         RewardError: the reward raised, or returned anything but N finite numbers, and `on_error` is "stop".
     """
     try:
-        values = _called(reward, images, records)
-        faults = _not_finite(values, records)
-    except PartialRewardError as error:
-        values, faults = error.values.float().cpu(), dict(error.reasons)
-        faults = _not_finite(values, records) | faults
+        values, faults = _measured(reward, images, records)
     except Exception as error:
         message = f"reward {name!r} {_told(error, len(images))}"
         if on_error == STOP:
@@ -70,6 +68,12 @@ def measure(
         )
         _save(failures, name, message, images, records, sorted(faults))
         raise RewardError(message + _where(failures, name))
+    if faults:
+        first = min(faults)
+        log.warning(
+            "reward %r is dropped for %d of %d images, the first for the prompt %r: %s",
+            *(name, len(faults), len(images), records[first].prompt, faults[first]),
+        )
     mask = torch.ones(len(images), dtype=torch.bool)
     mask[list(faults)] = False
     return Column(values.masked_fill(~mask, torch.nan), mask)
@@ -79,10 +83,37 @@ class _WrongShape(ValueError):
     """A reward returned something other than one number an image."""
 
 
+def _measured(reward: Reward, images: list[Image.Image], records: list[PromptRecord]) -> tuple[Tensor, dict[int, str]]:
+    """Values [N] and, by row, why there is none."""
+    try:
+        values, faults = _called(reward, images, records), {}
+    except PartialRewardError as error:
+        values, faults = _checked(error.values, len(images)), error.reasons
+        if not all(row in range(len(images)) for row in faults):
+            raise _WrongShape(f"named failures in rows {sorted(faults)} of {len(images)} images") from error
+    return values, _not_finite(values) | faults
+
+
 def _called(reward: Reward, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
-    values = torch.as_tensor(reward(images, records), dtype=torch.float32).detach().cpu()
-    if values.shape != (len(images),):
-        raise _WrongShape(f"returned shape {tuple(values.shape)} for {len(images)} images")
+    with _float32_default():
+        return _checked(reward(images, records), len(images))
+
+
+@contextmanager
+def _float32_default() -> Iterator[None]:
+    """Lightning's half precisions change torch's default type within a step, which no reward expects."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _checked(values: Any, count: int) -> Tensor:
+    values = torch.as_tensor(values, dtype=torch.float32).detach().cpu()
+    if values.shape != (count,):
+        raise _WrongShape(f"returned shape {tuple(values.shape)} for {count} images")
     return values
 
 
@@ -92,7 +123,7 @@ def _told(error: Exception, count: int) -> str:
     return f"failed on {count} images: {type(error).__name__}: {error}"
 
 
-def _not_finite(values: Tensor, records: list[PromptRecord]) -> dict[int, str]:
+def _not_finite(values: Tensor) -> dict[int, str]:
     return {row: f"returned {values[row].item()}" for row in (~values.isfinite()).nonzero().flatten().tolist()}
 
 
@@ -109,7 +140,7 @@ def _one_by_one(
             values[row] = _called(reward, [image], [record])[0]
         except Exception as error:
             faults[row] = _told(error, 1)
-    return values, _not_finite(values, records) | faults
+    return values, _not_finite(values) | faults
 
 
 def _where(failures: Path | None, name: str) -> str:

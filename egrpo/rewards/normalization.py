@@ -59,14 +59,15 @@ class RunningScale:
     """Every reward is divided by its running standard deviation within groups.
 
     Unlike z-scores, a group in which a reward hardly varies stays a group in which it hardly matters. The scale is the
-    root of an exponential mean of the within-group variance over steps; a reward that never varied is left as it is.
+    root of an exponential mean of the within-group variance over steps.
 
     Args:
         decay: Of the mean, a step.
+        eps: Added to the scale, in units of the reward: what varies less is rounding, and must not become a signal.
     """
 
-    def __init__(self, decay: float = 0.95):
-        self.decay = decay
+    def __init__(self, decay: float = 0.95, eps: float = 1e-4):
+        self.decay, self.eps = decay, eps
         self.variance: dict[str, float] = {}
         self.weight: dict[str, float] = {}  # corrects the mean for its start at 0
 
@@ -80,7 +81,7 @@ class RunningScale:
                 self.variance[name] = self._updated(self.variance.get(name, 0.0), variance)
                 self.weight[name] = self._updated(self.weight.get(name, 0.0), 1.0)
             mean = self.variance.get(name, 0.0) / self.weight.get(name, 1.0)
-            scales.append(mean**0.5 or 1.0)
+            scales.append(mean**0.5 + self.eps)
         return values / torch.tensor(scales, dtype=values.dtype, device=values.device)
 
     def _updated(self, mean: float, value: float) -> float:

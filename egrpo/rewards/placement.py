@@ -32,12 +32,17 @@ def model_folder(path: str | Path, reward: str) -> Path:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` = this process's accelerator where there is one, else the CPU; anything else as torch names it."""
+    """`auto` = this process's accelerator where there is one, else the CPU; anything else as torch names it.
+
+    The process's accelerator is that of its local rank, as torchrun, Lightning's launchers (LOCAL_RANK) or SLURM
+    (SLURM_LOCALID) number it; a process alone takes torch's current one.
+    """
     if device != "auto":
         return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    return torch.device("cuda", torch.cuda.current_device() if local is None else int(local))
 
 
 class Placement:
@@ -59,7 +64,7 @@ class Placement:
             raise ValueError(f"dtype={dtype!r} is no floating-point type: use float32, bfloat16 or float16")
         self.device, self.offload = pick_device(device), offload
         home = torch.device("cpu") if offload else self.device
-        self.model = model.eval().requires_grad_(False).to(home, self.dtype)
+        self.model = converted(model.eval().requires_grad_(False), self.dtype).to(home)
 
     @contextmanager
     def __call__(self) -> Iterator[nn.Module]:
@@ -72,6 +77,21 @@ class Placement:
         finally:
             if self.offload:
                 self.model.to("cpu")
+
+
+def converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model with weights of another type, in place.
+
+    Buffers that are no part of a checkpoint keep theirs: rotary frequencies in bfloat16 would shift the angle of a
+    token at position 1,000 by more than a radian.
+    """
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                setattr(module, name, buffer.to(dtype))
+    return model
 
 
 def in_batches(

@@ -36,7 +36,7 @@ def server():
 
 
 def module(path, url, sha256=DIGEST):
-    return PromptDataModule(str(path), None, prompts_per_step=1, url=url, sha256=sha256)
+    return PromptDataModule(str(path), None, prompts_per_step=1, url=url, published=str(path), sha256=sha256)
 
 
 def test_a_missing_file_is_fetched_once(server, tmp_path):
@@ -62,6 +62,19 @@ def test_what_is_wrong_is_told_and_nothing_is_left(server, tmp_path, file, diges
 def test_without_a_connection_it_says_what_to_do(server, tmp_path):
     with pytest.raises(PromptFileError, match=r"could not be fetched.*data\.train=FILE"):
         module(tmp_path / "prompts.jsonl", "http://127.0.0.1:1/prompts.json")
+
+
+def test_a_mistyped_file_of_ones_own_is_never_fetched(server, tmp_path):
+    url, handler = server
+    with pytest.raises(PromptFileError, match="does not exist"):
+        PromptDataModule(
+            str(tmp_path / "my_promts.jsonl"),
+            None,
+            prompts_per_step=1,
+            url=f"{url}/prompts.json",
+            published=str(tmp_path / "published.jsonl"),
+        )
+    assert handler.asked == 0 and not list(tmp_path.iterdir())
 
 
 def test_a_data_module_without_a_file_is_refused():

@@ -47,6 +47,19 @@ def test_a_model_is_frozen_converted_and_used_without_gradient():
     assert not torch.is_inference_mode_enabled()
 
 
+def test_buffers_outside_checkpoints_keep_their_type():
+    class Rotary(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(2, 2)
+            self.register_buffer("inv_freq", torch.tensor([1.0, 1 / 3]), persistent=False)
+            self.register_buffer("mean", torch.tensor([1 / 3]))
+
+    model = Placement(Rotary(), dtype="bfloat16").model
+    assert model.inv_freq.dtype == torch.float32 and model.inv_freq[1] == torch.tensor(1 / 3)
+    assert model.mean.dtype == model.linear.weight.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("offload, places", [(False, ["meta"]), (True, ["cpu", "meta", "cpu"])])
 def test_an_offloaded_model_is_on_its_device_only_while_it_is_used(offload, places):
     moves = []
@@ -70,6 +83,19 @@ def test_an_offloaded_model_is_on_its_device_only_while_it_is_used(offload, plac
 def test_devices():
     assert pick_device("cpu") == torch.device("cpu") and pick_device("meta") == torch.device("meta")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    "variables, index", [({"LOCAL_RANK": "2", "SLURM_LOCALID": "1"}, 2), ({"SLURM_LOCALID": "3"}, 3), ({}, 5)]
+)
+def test_auto_is_the_accelerator_of_the_local_rank(monkeypatch, variables, index):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
+    assert pick_device("auto") == torch.device("cuda", index)
 
 
 def test_a_missing_model_says_how_to_get_one(tmp_path):

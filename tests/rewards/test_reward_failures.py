@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 
 import numpy as np
 import pytest
@@ -96,6 +98,66 @@ def test_an_image_without_any_weighted_reward_stops_the_run(others):
     ensemble = RewardEnsemble({**others, "odd": WeightedReward(no_number, on_error="drop")})
     with pytest.raises(RewardError, match=r"no reward is left for 1 of 4 images.*'b'.*on_error=stop"):
         ensemble(IMAGES, RECORDS)
+
+
+@pytest.mark.parametrize(
+    "values, reasons, fault",
+    [
+        (torch.zeros(3), {1: "no"}, "returned shape (3,) for 4 images"),
+        ([0.0, 1.0, 2.0, float("nan")], {}, "returned nan"),
+        (torch.zeros(4), {9: "no"}, "named failures in rows [9] of 4 images"),
+        (torch.zeros(4), {-1: "no"}, "named failures in rows [-1] of 4 images"),
+    ],
+)
+def test_a_partial_failure_is_checked_like_any_answer(values, reasons, fault, tmp_path):
+    def partial(images, records):
+        if len(images) == 4:
+            raise PartialRewardError(values, reasons)
+        return fine(images, records)
+
+    with pytest.raises(RewardError, match=re.escape(fault)):
+        RewardEnsemble({"odd": WeightedReward(partial)}, failures=tmp_path)(IMAGES, RECORDS)
+    assert list((tmp_path / "odd").glob("*.png"))
+    rewards = {"fine": WeightedReward(fine), "odd": WeightedReward(partial, on_error="drop")}
+    table = RewardEnsemble(rewards)(IMAGES, RECORDS)
+    assert table.mask[:, 1].tolist() == ([True, True, True, False] if not reasons else [True] * 4)
+
+
+def test_what_is_dropped_is_logged(caplog):
+    with caplog.at_level(logging.WARNING):
+        RewardEnsemble({"fine": WeightedReward(fine), "odd": WeightedReward(no_number, on_error="drop")})(
+            IMAGES, RECORDS
+        )
+    assert "'odd' is dropped for 1 of 4 images, the first for the prompt 'b': returned nan" in caplog.text
+
+
+def test_rewards_see_float32_whatever_the_step_runs_in():
+    seen = []
+
+    def reward(images, records):
+        seen.append(torch.zeros(1).dtype)
+        return torch.full((len(images),), 0.123456789)
+
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        table = RewardEnsemble({"odd": WeightedReward(reward)})(IMAGES, RECORDS)
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert seen == [torch.float32] and table.values[0, 0].item() == pytest.approx(0.123456789, abs=1e-8)
+
+
+@pytest.mark.parametrize("told, fault", [([True] * 3, "returned shape (3,)"), (None, "failed: ")])
+def test_a_wrong_applies_names_its_reward(told, fault):
+    class Odd:
+        def __call__(self, images, records):
+            return fine(images, records)
+
+        def applies(self, records):
+            return told
+
+    with pytest.raises(RewardError, match=re.escape("applies() of reward 'odd' " + fault)):
+        RewardEnsemble({"odd": WeightedReward(Odd())})(IMAGES, RECORDS)
 
 
 def test_other_choices_are_refused():
