@@ -123,7 +123,7 @@ def janus_config(cfg: DictConfig) -> JanusConfig:
     """Of the folder `model.path` if it is there, else by the published shapes that `architectures` holds."""
     path = str(cfg.model.path)
     file = resolve(path) / "config.json"
-    known = {str(node.path): node.config for node in cfg.architectures.values()}
+    known = {str(path): node.config for node in cfg.architectures.values() for path in node.paths}
     if file.is_file():
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.get("model_type") != "janus":

@@ -60,7 +60,8 @@ def _check_is_janus(path: str) -> None:
         config, _ = PreTrainedConfig.get_config_dict(path)
     except OSError as error:
         raise FileNotFoundError(
-            f"no Janus checkpoint at {path}: neither a folder with a config.json nor a name on the hub within reach"
+            f"no Janus checkpoint at {path}: neither a folder with a config.json nor a name on the hub within reach; "
+            "fetch one with python -m egrpo.download what=janus_pro_1b or janus_pro_7b, or name one with model.path=..."
         ) from error
     kind = config.get("model_type")
     if kind == "multi_modality":

@@ -21,7 +21,8 @@ def test_values_that_all_share(name):
     assert (cfg.rollout.group_size, cfg.rollout.cfg_weight, cfg.rollout.temperature) == (8, 5.0, 1.0)
     assert (cfg.data.prompts_per_step, cfg.objective.micro_batch_size, cfg.trainer.max_steps) == (16, 8, 1600)
     assert (cfg.model.max_prompt_tokens, cfg.model.max_plan_tokens, cfg.model.dtype) == (512, 1024, "bfloat16")
-    assert list(cfg.model.trainable) == ["language_model", "lm_head"] and cfg.trainer.precision == "bf16-true"
+    assert list(cfg.model.trainable) == ["language_model", "lm_head"] and cfg.trainer.precision == "32-true"
+    assert cfg.optimizer._target_.endswith(".MasterAdamW")  # steps of 1e-6 round away in bfloat16
     assert cfg.objective.logps == "conditional" and cfg.objective.updates_per_rollout == 1
     assert {node.weight for node in cfg.reward.values()} == {1.0} and len(cfg.reward) == 4
     assert cfg.scheduler.num_training_steps == 1600 and cfg.scheduler.num_warmup_steps == 0
@@ -53,7 +54,7 @@ def test_where_they_differ():
     assert {key for key in paper if paper[key] != exact[key]} == {"entropy_policy", "module"}
     assert resolved("train", "+experiment=no_cot")["rollout"] == eg["rollout"] | {"cot": False}
     small = composed("train", "+experiment=eg_grpo_janus_pro_1b")
-    assert "1B" in small.model.path and small.trainer.devices == 1
+    assert small.model.path.endswith("janus_pro_1b") and small.trainer.devices == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""Master weights: small updates of bfloat16 weights add up, and a resumed optimizer goes on exactly."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from egrpo.training.optimizers import MasterAdamW
+
+SETTINGS = {"lr": 1e-6, "betas": (0.9, 0.999), "weight_decay": 0.01}
+
+
+def gradients(steps: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, 4, generator=generator).to(torch.bfloat16).to(dtype) for _ in range(steps)]
+
+
+def stepped(optimizer: torch.optim.Optimizer, p: torch.nn.Parameter, grads: list[torch.Tensor]) -> None:
+    for grad in grads:
+        p.grad = grad.clone()
+        optimizer.step()
+        assert p.grad.dtype == p.dtype
+
+
+def start(dtype: torch.dtype) -> torch.nn.Parameter:
+    value = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)) * 0.02
+    return torch.nn.Parameter(value.to(torch.bfloat16).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_masters_follow_float32_and_weights_are_the_masters_rounded(dtype):
+    low, full = start(dtype), start(torch.float32)
+    ours, plain = MasterAdamW([low], **SETTINGS), torch.optim.AdamW([full], **SETTINGS)
+    stepped(ours, low, gradients(50, dtype))
+    stepped(plain, full, gradients(50, torch.float32))
+    master = ours.state[low]["master"]
+    assert master.dtype == ours.state[low]["exp_avg"].dtype == torch.float32
+    torch.testing.assert_close(master, full.detach(), atol=1e-9, rtol=1e-6)
+    assert torch.equal(low.detach(), master.to(dtype)) and low.dtype == dtype
+
+
+def test_updates_that_would_round_away_add_up():
+    weight = torch.full((4,), 0.02, dtype=torch.bfloat16)
+    ours, plain = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())
+    settings = {"lr": 1e-6, "weight_decay": 0.0}
+    grads = [torch.ones(4, dtype=torch.bfloat16)] * 300
+    stepped(MasterAdamW([ours], **settings), ours, grads)
+    stepped(torch.optim.AdamW([plain], **settings), plain, grads)
+    assert torch.equal(plain.detach(), weight)
+    torch.testing.assert_close(ours.detach().float(), torch.full((4,), 0.02 - 3e-4), atol=1e-4, rtol=0)
+    assert (ours.detach() < weight).all()
+
+
+def test_float32_weights_are_plain_adamw():
+    ours, plain = start(torch.float32), start(torch.float32)
+    stepped(MasterAdamW([ours], **SETTINGS), ours, gradients(5, torch.float32))
+    stepped(torch.optim.AdamW([plain], **SETTINGS), plain, gradients(5, torch.float32))
+    assert torch.equal(ours, plain)
+
+
+def test_a_resumed_optimizer_goes_on_exactly():
+    grads = gradients(6, torch.bfloat16)
+    whole, first = start(torch.bfloat16), start(torch.bfloat16)
+    one, two = MasterAdamW([whole], **SETTINGS), MasterAdamW([first], **SETTINGS)
+    stepped(one, whole, grads)
+    stepped(two, first, grads[:3])
+    again = torch.nn.Parameter(first.detach().clone())
+    three = MasterAdamW([again], **SETTINGS)
+    three.load_state_dict(copy.deepcopy(two.state_dict()))
+    stepped(three, again, grads[3:])
+    assert torch.equal(again, whole)
+    for name in ("master", "exp_avg", "exp_avg_sq"):
+        assert torch.equal(three.state[again][name], one.state[whole][name]), name
