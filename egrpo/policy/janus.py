@@ -58,6 +58,7 @@ class JanusPolicy(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.load_again: Callable[[], Any] | None = None  # gives the model as it was, for a reference
         check_padding(padding)
         if max_plan_tokens < 1:
             raise ValueError(f"max_plan_tokens must be at least 1, not {max_plan_tokens}")
@@ -99,6 +100,7 @@ class JanusPolicy(nn.Module):
         """
         model, processor = load_janus(path, dtype, attn_implementation)
         policy = cls(model, processor, templates, **settings)
+        policy.load_again = lambda: load_janus(path, dtype, attn_implementation)[0]
         if adapter is not None:
             adapter(policy)
         return policy

@@ -6,12 +6,14 @@ the whole batch.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,7 +41,7 @@ class Engine:
         """In which policy and reference are built."""
         return nullcontext()
 
-    def divide(self, policy: nn.Module, reference: Any) -> None:
+    def divide(self, policy: Any, reference: Any) -> None:
         """Divides freshly built parts among the ranks, where the strategy has not done so while they were built."""
 
     @contextmanager
@@ -54,8 +56,8 @@ class Engine:
         with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext():
             yield
 
-    def next_pass(self) -> None:
-        """Before the forward pass of each micro-batch."""
+    def next_pass(self, last: bool) -> None:
+        """Before the forward pass of each micro-batch; `last` of its update."""
 
     def apply(self, max_norm: float) -> Tensor | None:
         """Clips and applies the gradient, and clears it.
@@ -86,6 +88,26 @@ def add_gradients(parameters: list[nn.Parameter]) -> None:
     distributed.sum_in_place([p.grad for p in used if p.grad is not None])
 
 
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """Takes forward hooks off every submodule, then puts them back."""
+    kept = [(part, part._forward_pre_hooks, part._forward_hooks) for part in module.modules()]
+    for part, _, _ in kept:
+        part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for part, before, after in kept:
+            part._forward_pre_hooks, part._forward_hooks = before, after
+
+
 def engine_for(module: LightningModule) -> Engine:
     """The engine of the strategy that the module's trainer has; without a trainer, that of one process."""
+    from egrpo.training.fsdp import FSDPEngine
+    from egrpo.training.zero import ZeroEngine
+
+    strategy = None if module._trainer is None else module.trainer.strategy
+    for kind, engine in ((DeepSpeedStrategy, ZeroEngine), (ModelParallelStrategy, FSDPEngine)):
+        if isinstance(strategy, kind):
+            return engine(module)
     return Engine(module)

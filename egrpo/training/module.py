@@ -137,7 +137,7 @@ class GRPOModule(LightningModule):
     def reference_logps(self, rollout: Rollout) -> Tensor:
         """[N, T] of the frozen reference, a micro-batch at a time."""
         temperature = self.rollout_settings.temperature
-        parts = [self.reference.score(rollout[rows], temperature=temperature) for rows in self.micro_batches(rollout)]
+        parts = [self.reference(rollout[rows], temperature=temperature) for rows in self.micro_batches(rollout)]
         return torch.cat([part.logps for part in parts])
 
     def update(self, rollout: Rollout, advantages: Tensor, ref_logps: Tensor) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class GRPOModule(LightningModule):
         logps = []
         with engine.accumulating():
             for rows in self.micro_batches(rollout):
-                engine.next_pass()
+                engine.next_pass(last=rows.stop >= len(rollout))
                 with self.clock("scoring"):
                     scores = self.policy(rollout[rows], temperature=self.rollout_settings.temperature)
                 loss, sums = policy_loss(

@@ -46,8 +46,8 @@ def whole_table(table: RewardTable) -> RewardTable:
     if distributed.world_size() == 1:
         return table
     parts = distributed.gather(table)
-    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("values", "mask", "applies")}
-    return replace(table, **columns)
+    values, mask, applies = (torch.cat([getattr(p, name) for p in parts]) for name in ("values", "mask", "applies"))
+    return replace(table, values=values, mask=mask, applies=applies)
 
 
 def own_rows(values: Tensor, count: int) -> Tensor:

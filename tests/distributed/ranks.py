@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
@@ -46,10 +47,8 @@ def torchrun(words: list[str], count: int = 2, timeout: float = 180, restarts: i
 def kill_session(leader: int) -> None:
     """Ends every process of the session that `leader` started."""
     for process in session_of(leader):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def session_of(leader: int) -> list[int]:
