@@ -18,6 +18,8 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from egrpo import distributed
+from egrpo.launch import prepare_rank
 from egrpo.paths import config_dir
 
 # Errors whose message is written for the user; all others keep their traceback.
@@ -33,6 +35,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are the same on all ranks
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     @functools.wraps(task)
@@ -44,6 +47,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
             _keep_traceback(error)
             raise
 
+    prepare_rank()
     entry = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)
     try:
         entry()
@@ -51,6 +55,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         print("stopped by the user; what was computed is kept", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        if distributed.is_told_elsewhere(error):
+            raise SystemExit(1) from None
         cause = _cause(error)
         if not is_expected(cause):
             raise

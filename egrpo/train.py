@@ -16,7 +16,9 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo import distributed
 from egrpo.entry import run, save_config
+from egrpo.launch import launch
 from egrpo.training import GRPOModule, MetricsFile
 from egrpo.training.checks import check_entropy_policy, check_optimizer
 from egrpo.training.outcome import measure_trained, measure_untouched, report_run
@@ -29,13 +31,17 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> None:
     """One run: read prompts, build, validate, fit, validate again, report."""
     start, origin = time.monotonic(), provenance()
+    launch(cfg)
+    distributed.connect()
+    cfg.run_dir = distributed.from_first(cfg.run_dir)
     folder, resumed = Path(cfg.run_dir), cfg.ckpt_path is not None
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     check_checkpoint(cfg.ckpt_path)
-    changed = changed_settings(cfg, folder)
-    if changed:
+    changed = distributed.from_first(changed_settings(cfg, folder))
+    if changed and distributed.rank() == 0:
         log.warning("this run goes on with other settings than it began with: %s", ", ".join(changed))
-    save_config(cfg, folder)
+    if distributed.rank() == 0:
+        save_config(cfg, folder)
     torch.set_num_threads(cfg.threads)
     seed_everything(cfg.seed, verbose=False)
     data: LightningDataModule = instantiate(cfg.data)  # first: bad prompts are told before any model is loaded

@@ -63,6 +63,8 @@ class FrozenReference(nn.Module):
         super().__init__()
         own = policy.backbone.modules()
         trained = {name: part for name, part in own.items() if any(p.requires_grad for p in part.parameters())}
+        if model is None and policy.load_again and any(hasattr(p, "ds_id") for p in policy.parameters()):
+            model = policy.load_again()  # divided among ranks by ZeRO while it was loaded
         # One copy of all at once keeps tied weights tied.
         source = copy.deepcopy(trained) if model is None else {n: Backbone.of(model).modules()[n] for n in trained}
         self.copies = nn.ModuleDict(source).requires_grad_(False).eval()
@@ -95,7 +97,9 @@ class AdapterOffReference:
     def score(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenScores:
         """As `JanusPolicy.score`, of the base model and without gradient."""
         with evaluating(self.policy), adapters_off(self.policy):
-            return self.policy.score(rollout, temperature=temperature)
+            return self.policy(rollout, temperature=temperature)
+
+    __call__ = score
 
 
 @contextmanager

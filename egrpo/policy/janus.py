@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from egrpo.policy.backbone import Backbone, evaluating
 from egrpo.policy.layout import check_padding, image_context, pad_rows
 from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janus, merged_state_dict
+from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.prompting import encode, fit_prompt
 from egrpo.policy.randomness import SampleKey, sample_uniforms
 from egrpo.policy.sampling import Drawn, draw_image_tokens, draw_text_tokens, grid_size, pad_token
@@ -57,6 +58,7 @@ class JanusPolicy(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.load_again: Callable[[], Any] | None = None  # gives the model as it was, for a reference
         check_padding(padding)
         if max_plan_tokens < 1:
             raise ValueError(f"max_plan_tokens must be at least 1, not {max_plan_tokens}")
@@ -74,6 +76,7 @@ class JanusPolicy(nn.Module):
         # The decoder is convolutional: it takes any grid, once told its sides.
         model.model.vqmodel.quantize.quant_state_dims = [side, side]
         self.decode_batch = decode_batch
+        self.lockstep: Lockstep = ALONE  # with ranks that hold other parts of the weights
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else pad_token(model)
         self.begin_of_image = begin_of_image_token(model, self.tokenizer)
         freeze_all_but(model, trainable)
@@ -97,6 +100,7 @@ class JanusPolicy(nn.Module):
         """
         model, processor = load_janus(path, dtype, attn_implementation)
         policy = cls(model, processor, templates, **settings)
+        policy.load_again = lambda: load_janus(path, dtype, attn_implementation)[0]
         if adapter is not None:
             adapter(policy)
         return policy
@@ -179,7 +183,10 @@ class JanusPolicy(nn.Module):
     @property
     def scoring(self) -> dict[str, Any]:
         """Settings of `score_rollout` that a reference shares."""
-        return {"chunk_size": self.chunk_size, "padding": self.padding, "pad": self.pad}
+        return {
+            **{"chunk_size": self.chunk_size, "padding": self.padding, "pad": self.pad},
+            "lockstep": self.lockstep,
+        }
 
     forward = score
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from egrpo.algorithm import logps_and_entropy
 from egrpo.policy.backbone import Backbone
 from egrpo.policy.layout import left_pack, positions_of, unconditional
+from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.types import Rollout, Segment, TokenScores
 
 
 def score_text(
-    backbone: Backbone, segment: Segment, *, temperature: float = 1.0, chunk_size: int = 512
+    backbone: Backbone,
+    segment: Segment,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 512,
+    lockstep: Lockstep = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Scores plans with the text head, at counted positions only.
 
@@ -26,7 +33,7 @@ def score_text(
     ids = torch.cat([ids, segment.tokens[:, :-1]], dim=1)
     mask = torch.cat([mask, segment.mask[:, :-1]], dim=1)
     hidden = backbone.hidden(backbone.embed_text(ids), mask, positions_of(mask))
-    return _head_scores(hidden, backbone.lm_head, segment, temperature, chunk_size)
+    return _head_scores(hidden, backbone.lm_head, segment, temperature, chunk_size, lockstep)
 
 
 def score_image(
@@ -38,6 +45,7 @@ def score_image(
     padding: str = "exact",
     guidance: float = 1.0,
     pad: int = 0,
+    lockstep: Lockstep = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Scores image codes with the image head, in the positions they were drawn in.
 
@@ -53,14 +61,14 @@ def score_image(
         ids, mask = left_pack(ids, mask)
     hidden = _image_hidden(backbone, ids, mask, segment, padding)
     if guidance == 1:
-        return _head_scores(hidden, backbone.generation_head, segment, temperature, chunk_size)
+        return _head_scores(hidden, backbone.generation_head, segment, temperature, chunk_size, lockstep)
     bare = _image_hidden(backbone, *unconditional(ids, mask, pad, padding), segment, padding)
 
     def guided_head(pair: Tensor) -> Tensor:
         conditional, free = (backbone.generation_head(half).float() for half in pair.chunk(2, dim=-1))
         return free + guidance * (conditional - free)
 
-    return _head_scores(torch.cat([hidden, bare], dim=-1), guided_head, segment, temperature, chunk_size)
+    return _head_scores(torch.cat([hidden, bare], dim=-1), guided_head, segment, temperature, chunk_size, lockstep)
 
 
 def _image_hidden(backbone: Backbone, ids: Tensor, mask: Tensor, segment: Segment, padding: str) -> Tensor:
@@ -79,6 +87,7 @@ def score_rollout(
     chunk_size: int = 512,
     padding: str = "exact",
     pad: int = 0,
+    lockstep: Lockstep = ALONE,
 ) -> TokenScores:
     """Scores of both segments along T, text first (no text columns without CoT).
 
@@ -89,32 +98,35 @@ def score_rollout(
         chunk_size: Positions whose logits are held at once.
         padding: The mode the image tokens were drawn in.
         pad: Pad token id, for a rollout with guidance.
+        lockstep: With ranks that hold other parts of the weights.
     """
+    shared: dict[str, Any] = {"temperature": temperature, "chunk_size": chunk_size, "lockstep": lockstep}
     parts = []
     if rollout.text is not None:
-        parts.append(score_text(backbone, rollout.text, temperature=temperature, chunk_size=chunk_size))
-    image = score_image(
-        backbone,
-        rollout.image,
-        temperature=temperature,
-        chunk_size=chunk_size,
-        padding=padding,
-        guidance=rollout.guidance,
-        pad=pad,
-    )
+        parts.append(score_text(backbone, rollout.text, **shared))
+    image = score_image(backbone, rollout.image, padding=padding, guidance=rollout.guidance, pad=pad, **shared)
     parts.append(image)
     logps, entropy = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
     return replace(rollout.sampled, logps=logps, entropy=entropy)
 
 
 def _head_scores(
-    hidden: Tensor, head: Callable[[Tensor], Tensor], segment: Segment, temperature: float, chunk_size: int
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    segment: Segment,
+    temperature: float,
+    chunk_size: int,
+    lockstep: Lockstep,
 ) -> tuple[Tensor, Tensor]:
     """Runs the head at counted positions: the hidden state before a token predicts it."""
     at = segment.mask
     hidden = hidden[:, hidden.shape[1] - at.shape[1] :]
-    logps, entropy = logps_and_entropy(
-        hidden[at], head, segment.tokens[at], temperature=temperature, chunk_size=chunk_size
-    )
+    counted, targets = hidden[at], segment.tokens[at]
+    # Chunks follow from how many tokens are counted, and ranks must run the head equally often: idle positions fill up.
+    idle = lockstep.most(len(targets)) - len(targets)
+    if idle:
+        counted, targets = nn.functional.pad(counted, (0, 0, 0, idle)), nn.functional.pad(targets, (0, idle))
+    logps, entropy = logps_and_entropy(counted, head, targets, temperature=temperature, chunk_size=chunk_size)
     nothing = logps.new_zeros(at.shape)
-    return nothing.masked_scatter(at, logps), nothing.masked_scatter(at, entropy)
+    real = len(logps) - idle
+    return nothing.masked_scatter(at, logps[:real]), nothing.masked_scatter(at, entropy[:real])

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
+from egrpo import distributed
 from egrpo.training.images import caption, save_sheet, to_images
 from egrpo.training.metrics_file import MetricsFile
+from egrpo.types import PromptRecord, RewardTable, Rollout
 
 
 class Checkpoint(ModelCheckpoint):
@@ -62,17 +65,15 @@ class SampleTable(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         updates = pl_module.objective.updates_per_rollout
-        if self.every < 1 or trainer.global_step % self.every >= updates or not trainer.is_global_zero:
+        if self.every < 1 or trainer.global_step % self.every >= updates:
             return
-        records, rollout, table = pl_module.last_rollout
-        chosen = range(min(self.num_samples, len(records)))
-        totals = table.total.tolist()
-        images = to_images(rollout.pixels[: len(chosen)])
-        rows = [[records[i].prompt, rollout.plans[i], images[i], totals[i]] for i in chosen]
+        rows = self._first_rows(*pl_module.last_rollout)
+        if not trainer.is_global_zero:
+            return
         save_sheet(
             self.folder / "samples" / f"step_{trainer.global_step:06d}.png",
-            [rollout.pixels[i].cpu().numpy() for i in chosen],
-            [caption(records[i].prompt, [f"reward {totals[i]:.2f}"]) for i in chosen],
+            [np.asarray(image) for _, _, image, _ in rows],
+            [caption(prompt, [f"reward {reward:.2f}"]) for prompt, _, _, reward in rows],
             f"Training samples at step {trainer.global_step}",
             columns=8,
         )
@@ -82,6 +83,14 @@ class SampleTable(Callback):
 
                 data = [[prompt, plan, wandb.Image(image), reward] for prompt, plan, image, reward in rows]
                 logger.log_table("train/samples", columns=["prompt", "plan", "image", "reward"], data=data)
+
+    def _first_rows(self, records: list[PromptRecord], rollout: Rollout, table: RewardTable) -> list[list[Any]]:
+        """Prompt, plan, image and reward of the first samples of the step, over all ranks."""
+        first = distributed.rank() * len(records)
+        chosen = range(max(0, min(self.num_samples - first, len(records))))
+        images, totals = to_images(rollout.pixels[: len(chosen)]), table.total.tolist()
+        own = [[records[i].prompt, rollout.plans[i], images[i], totals[i]] for i in chosen]
+        return [row for part in distributed.gather(own) for row in part]
 
 
 class ContinueMetricsFile(Callback):

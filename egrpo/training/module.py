@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,15 +9,18 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from egrpo import distributed
 from egrpo.algorithm import group_advantages, policy_loss
 from egrpo.policy import JanusPolicy
 from egrpo.rewards import Reward, RewardEnsemble
 from egrpo.training.checkpoints import check_names, trained_names
 from egrpo.training.clock import Clock
+from egrpo.training.engines import Engine, engine_for
 from egrpo.training.images import to_images
 from egrpo.training.metrics import rollout_metrics, speed_metrics
 from egrpo.training.settings import Objective, RolloutSettings, TrainingError, token_denominator
 from egrpo.training.validation import Validation
+from egrpo.training.whole_batch import own_tokens, whole_rollout, whole_table
 from egrpo.types import PromptRecord, RewardTable, Rollout
 
 
@@ -66,12 +68,19 @@ class GRPOModule(LightningModule):
         self.last_rollout: tuple[list[PromptRecord], Rollout, RewardTable] | None = None
         self.policy: JanusPolicy | None = None
         self.reference: Any = None
+        self.engine = Engine(self)
 
     def configure_model(self) -> None:
-        if self.policy is None:
+        if self.policy is not None:
+            return
+        self.engine = engine_for(self)
+        with self.engine.building():
             self.policy = self.make_policy()
+            self.policy.lockstep = self.engine.lockstep
             self.reference = self.make_reference(self.policy)
-            self.policy.train()  # transformers loads in evaluation mode, where gradient checkpointing stays off
+        self.engine.divide(self.policy, self.reference)
+        self.policy.train()  # transformers loads in evaluation mode, where gradient checkpointing stays off
+        distributed.seed_this_rank(self.seed)
 
     def configure_optimizers(self) -> Any:
         assert self.policy is not None
@@ -86,31 +95,34 @@ class GRPOModule(LightningModule):
         grouped = [record for record in records for _ in range(settings.group_size)]
         with self.clock("rewards"):
             table = self.rewards(to_images(rollout.pixels), grouped)
-        mixed = self.rewards.mix(table, settings.group_size)
+        whole_rewards = whole_table(table)
+        mixed = self.rewards.mix(whole_rewards, settings.group_size)
         advantages = group_advantages(mixed, settings.group_size).to(self.device)
         with self.clock("reference"):
             ref_logps = self.reference_logps(rollout)
         metrics = self.update(rollout, advantages, ref_logps)
         self.last_rollout = (grouped, rollout, table)
-        metrics |= rollout_metrics(rollout, table, mixed, settings.group_size)
-        self.report(metrics | speed_metrics(rollout, self.clock.step))
+        whole = whole_rollout(rollout)
+        metrics |= rollout_metrics(whole, whole_rewards, mixed, settings.group_size)
+        self.report(metrics | speed_metrics(whole, self.clock.step))
 
     def sample(self, records: list[PromptRecord], step: int) -> Rollout:
         """G samples a prompt, N = B x G in group order."""
         assert self.policy is not None
         s = self.rollout_settings
         try:
-            return self.policy.rollout(
-                records,
-                s.group_size,
-                seed=self.seed,
-                step=step,
-                cot=s.cot,
-                cfg_weight=s.cfg_weight,
-                temperature=s.temperature,
-                guided_logps=self.objective.logps == "guided",
-                chunk=s.batch_size,
-            )
+            with self.engine.whole_weights():
+                return self.policy.rollout(
+                    records,
+                    s.group_size,
+                    seed=self.seed,
+                    step=step,
+                    cot=s.cot,
+                    cfg_weight=s.cfg_weight,
+                    temperature=s.temperature,
+                    guided_logps=self.objective.logps == "guided",
+                    chunk=s.batch_size,
+                )
         except FloatingPointError as error:
             raise TrainingError(
                 f"step {self.global_step}: {error}; go on from an earlier checkpoint with ckpt_path=... and a lower "
@@ -125,17 +137,18 @@ class GRPOModule(LightningModule):
     def reference_logps(self, rollout: Rollout) -> Tensor:
         """[N, T] of the frozen reference, a micro-batch at a time."""
         temperature = self.rollout_settings.temperature
-        parts = [self.reference.score(rollout[rows], temperature=temperature) for rows in self.micro_batches(rollout)]
+        parts = [self.reference(rollout[rows], temperature=temperature) for rows in self.micro_batches(rollout)]
         return torch.cat([part.logps for part in parts])
 
     def update(self, rollout: Rollout, advantages: Tensor, ref_logps: Tensor) -> dict[str, Any]:
-        """All optimizer steps on one rollout; returns the metrics of the last.
+        """All optimizer steps on one rollout (advantages: of all ranks' samples); returns the metrics of the last.
 
         Token advantages are fixed for the whole rollout, from the entropies that were recorded while sampling: the
         entropy policy sees the whole batch at once (thresholds or a budget may span it), whatever the micro-batches.
         """
-        sampled = rollout.sampled
-        token_advantages, shares = self.entropy_policy(advantages, sampled.entropy, sampled.mask, sampled.is_image)
+        sampled = whole_rollout(rollout).sampled
+        shaped, shares = self.entropy_policy(advantages, sampled.entropy, sampled.mask, sampled.is_image)
+        token_advantages = own_tokens(shaped, rollout)
         metrics: dict[str, Any] = {}
         old_logps = None  # the first update is on-policy: its ratio is 1
         for _ in range(self.objective.updates_per_rollout):
@@ -150,49 +163,49 @@ class GRPOModule(LightningModule):
     def backward_pass(
         self, rollout: Rollout, token_advantages: Tensor, ref_logps: Tensor, old_logps: Tensor | None
     ) -> tuple[dict[str, Any], Tensor]:
-        """Adds up the gradient of the objective over micro-batches; denominators are those of the whole batch.
+        """Adds up the gradient of the objective over micro-batches; denominators are those of the batch of all ranks.
 
         Returns:
             metrics, and the log-probabilities [N, T] that the gradient was taken at, detached.
         """
         assert self.policy is not None
-        objective, temperature = self.objective, self.rollout_settings.temperature
+        objective, engine = self.objective, self.engine
         denominator = token_denominator(rollout.sampled.mask, objective.token_mean)
         metrics: dict[str, Any] = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
         logps = []
-        for rows in self.micro_batches(rollout):
-            with self.clock("scoring"):
-                scores = self.policy.score(rollout[rows], temperature=temperature)
-            loss, sums = policy_loss(
-                scores.logps,
-                ref_logps[rows],
-                token_advantages[rows],
-                scores.mask,
-                beta=objective.beta,
-                old_logps=None if old_logps is None else old_logps[rows],
-                clip_low=objective.clip_low,
-                clip_high=objective.clip_high,
-                denominator=denominator[rows] if denominator.dim() else denominator,
-            )
-            with self.clock("backward"):
-                self.manual_backward(loss)
-            logps.append(scores.logps.detach())
-            for name, value in {"loss": loss.detach(), **sums}.items():
-                metrics[name] += value
+        with engine.accumulating():
+            for rows in self.micro_batches(rollout):
+                engine.next_pass(last=rows.stop >= len(rollout))
+                with self.clock("scoring"):
+                    scores = self.policy(rollout[rows], temperature=self.rollout_settings.temperature)
+                loss, sums = policy_loss(
+                    scores.logps,
+                    ref_logps[rows],
+                    token_advantages[rows],
+                    scores.mask,
+                    beta=objective.beta,
+                    old_logps=None if old_logps is None else old_logps[rows],
+                    clip_low=objective.clip_low,
+                    clip_high=objective.clip_high,
+                    denominator=denominator[rows] if denominator.dim() else denominator,
+                )
+                with self.clock("backward"):
+                    self.manual_backward(loss * engine.loss_scale)
+                logps.append(scores.logps.detach())
+                for name, value in {"loss": loss.detach(), **sums}.items():
+                    metrics[name] += value
+        distributed.sum_in_place(list(metrics.values()))
         return metrics, torch.cat(logps)
 
     def apply_gradient(self) -> Tensor:
         """Clips, checks and applies the gradient; returns its norm before clipping."""
-        optimizer: Any = self.optimizers()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.objective.max_grad_norm)
-        if not math.isfinite(norm):
+        norm = self.engine.apply(self.objective.max_grad_norm)
+        if norm is None or not bool(norm.isfinite()):
             raise TrainingError(
-                f"the gradient norm is {norm.item()} at step {self.global_step}, and the step was not taken; look at "
-                "train/kl and the rewards of the last steps, or go on from a checkpoint with a lower optimizer.lr"
+                f"the gradient norm is {'inf or nan' if norm is None else norm.item()} at step {self.global_step}, and "
+                "the step was not taken; look at train/kl and the rewards of the last steps, or go on from a "
+                "checkpoint with a lower optimizer.lr"
             )
-        optimizer.step()
-        optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         return norm
@@ -214,10 +227,11 @@ class GRPOModule(LightningModule):
 
     def validation_step(self, records: list[PromptRecord], batch_idx: int) -> None:
         assert self.policy is not None
-        with self.clock("validation"):
+        with self.clock("validation"), self.engine.whole_weights():
             self.validation.add(self.policy, records)
 
     def on_validation_epoch_end(self) -> None:
+        self.validation.gather()
         self.write({f"val/{name}": value for name, value in self.validation.means().items()}, shown=["val/reward"])
         self.validation.finished_at = self.global_step
 

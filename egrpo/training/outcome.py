@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 
+from egrpo import distributed
 from egrpo.training.metrics import peak_memory_gb
 from egrpo.training.module import GRPOModule
 from egrpo.training.report import gains, save_curves, save_samples, summarise, table, write_json
@@ -38,19 +39,20 @@ def measure_untouched(
     out = {}
     for name, temperature in wanted.items():
         path = folder / "validation" / f"{name}.npz"
-        if kept and path.exists():
+        if kept and distributed.from_first(path.exists()):
             out[name] = load_rows(path)
             continue
         module.validation.with_temperature(temperature, "" if name == "before" else f"{name}/")
         out[name] = validate(trainer, module, data)
-        save_rows(path, out[name])
+        if trainer.is_global_zero:
+            save_rows(path, out[name])
     module.validation.with_temperature(usual)
     return out
 
 
 def measure_trained(trainer: Trainer, module: GRPOModule, data: LightningDataModule) -> list[Row]:
     """Validation of the trained model; the one that ended the training where there was one."""
-    if module.validation.finished_at == trainer.global_step and module.validation.rows:
+    if module.validation.finished_at == trainer.global_step:
         return module.validation.rows
     return validate(trainer, module, data)
 

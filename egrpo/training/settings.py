@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from egrpo import distributed
 
 
 class TrainingError(RuntimeError):
@@ -47,10 +50,15 @@ class RolloutSettings:
 
 
 def token_denominator(mask: Tensor, token_mean: str) -> Tensor:
-    """What sums over tokens are divided by: 0-d, or [N] for each sequence its own; mask [N, T] is the whole step's."""
-    if token_mean == "batch":
-        return mask.sum()
-    return mask.sum(dim=1) * len(mask)
+    """What sums over tokens are divided by: 0-d, or [N] for each sequence its own.
+
+    Args:
+        mask: [N, T] of all that this rank has of the step; the other ranks' tokens or sequences are counted in.
+        token_mean: "batch" or "sequence", see `Objective`.
+    """
+    total = mask.sum() if token_mean == "batch" else torch.tensor(len(mask), device=mask.device)
+    distributed.sum_in_place([total])
+    return total if token_mean == "batch" else mask.sum(dim=1) * total
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from egrpo import distributed
 from egrpo.policy import JanusPolicy
 from egrpo.rewards import Reward, RewardEnsemble
 from egrpo.rewards.measuring import measure
@@ -111,6 +112,12 @@ class Validation:
                 if told:
                     scores[PART + name] = value
             self.rows.append(Row(record, drawn.plans[i], pixels[i], scores))
+
+    def gather(self) -> None:
+        """Puts the rows of all ranks together, in the order of the file (see `egrpo.data.datamodule.val_batches`)."""
+        parts = distributed.gather(self.rows)
+        longest = max(len(part) for part in parts)
+        self.rows = [part[i] for i in range(longest) for part in parts if i < len(part)]
 
     def means(self) -> dict[str, float]:
         """Metric name -> mean over held-out prompts, and the same for each split."""

@@ -1,0 +1,131 @@
+"""What the ranks of a run tell each other. Alone, every function gives back what it was given."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # a slow reward on one rank is no failure; a dead rank is told at once by its connections
+
+
+def launched() -> int:
+    """Processes that a launcher (torchrun, srun) has started for this run; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
+def connect() -> None:
+    """Joins the process group of a launched run: gloo for what is on the CPU, NCCL beside it where there are GPUs."""
+    if launched() < 2 or dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    atexit.register(disconnect)
+
+
+def disconnect() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def seed_this_rank(seed: int) -> None:
+    """Gives every rank its own stream of torch's random numbers (dropout); samples have theirs, whichever rank draws
+    them. Alone, nothing changes."""
+    if world_size() > 1:
+        torch.manual_seed(seed * world_size() + rank())
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank. Tensors inside must be on the CPU."""
+    if world_size() == 1:
+        return [value]
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def from_first(value: T) -> T:
+    """The value of rank 0, on every rank."""
+    if world_size() == 1:
+        return value
+    parts = [value]
+    dist.broadcast_object_list(parts, src=0)
+    return parts[0]
+
+
+def sum_in_place(tensors: Sequence[Tensor], bucket: int = 2**25) -> None:
+    """Adds up each tensor over the ranks, `bucket` elements at a time."""
+    if world_size() == 1:
+        return
+    waiting: list[Tensor] = []
+
+    def send() -> None:
+        flat = torch.cat([tensor.flatten() for tensor in waiting])
+        dist.all_reduce(flat)
+        for tensor, part in zip(waiting, flat.split([t.numel() for t in waiting]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+        waiting.clear()
+
+    for tensor in tensors:
+        if waiting and (tensor.dtype != waiting[0].dtype or sum(t.numel() for t in waiting) >= bucket):
+            send()
+        waiting.append(tensor)
+    if waiting:
+        send()
+
+
+def is_told_elsewhere(error: BaseException) -> bool:
+    """Whether the error says no more than that another rank has gone, which tells its own reason."""
+    words = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "Socket closed",
+        "recvValue failed",
+    )
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while launched() > 1 and cause is not None and id(cause) not in seen:
+        if isinstance(cause, RuntimeError) and any(word.lower() in str(cause).lower() for word in words):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+class Ranks:
+    """Decisions that ranks with one divided model must take together, or their collective operations would not pair."""
+
+    def all_done(self, done: bool) -> bool:
+        """Whether every rank is done."""
+        return self._extreme(int(done), dist.ReduceOp.MIN) > 0
+
+    def most(self, count: int) -> int:
+        """The greatest count of any rank."""
+        return self._extreme(count, dist.ReduceOp.MAX)
+
+    def _extreme(self, value: int, operation: Any) -> int:
+        if world_size() == 1:
+            return value
+        number = torch.tensor(value)  # on the CPU, so over gloo
+        dist.all_reduce(number, operation)
+        return int(number)

@@ -1,0 +1,113 @@
+"""What a strategy changes about a training step: where weights are, and how gradients are added up and applied.
+
+`engine_for` picks by the class of the trainer's strategy; every engine gives the gradients of one process that holds
+the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from egrpo import distributed
+from egrpo.policy.lockstep import ALONE, Lockstep
+
+
+class Engine:
+    """Every process has the whole weights: one process, or several (DDP).
+
+    Gradients of DDP's ranks are added up here, once an update, instead of by its hooks in every backward pass: a weight
+    that a rank's samples do not use is then no fault, and micro-batches cost no communication.
+
+    Args:
+        module: The LightningModule; `module.policy` is there when anything but `building` is called.
+    """
+
+    lockstep: Lockstep = ALONE  # of scoring
+    loss_scale = 1.0  # what losses are multiplied by before the backward pass
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def building(self) -> AbstractContextManager[Any]:
+        """In which policy and reference are built."""
+        return nullcontext()
+
+    def divide(self, policy: Any, reference: Any) -> None:
+        """Divides freshly built parts among the ranks, where the strategy has not done so while they were built."""
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Inside, the policy's modules can be run by this rank alone."""
+        yield
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Around all forward and backward passes of one update."""
+        wrapped = getattr(self.module._trainer, "model", None)
+        with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext():
+            yield
+
+    def next_pass(self, last: bool) -> None:
+        """Before the forward pass of each micro-batch; `last` of its update."""
+
+    def apply(self, max_norm: float) -> Tensor | None:
+        """Clips and applies the gradient, and clears it.
+
+        Returns:
+            Its norm before clipping, 0-d; None or a number that is not finite where no step was taken.
+        """
+        optimizer: Any = self.module.optimizers()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        add_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        if bool(norm.isfinite()):
+            optimizer.step()
+            optimizer.zero_grad()
+        return norm
+
+
+def add_gradients(parameters: list[nn.Parameter]) -> None:
+    """Adds up gradients over ranks; one that no rank has stays absent, as optimizers tell it from 0."""
+    if distributed.world_size() == 1:
+        return
+    some = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
+    distributed.sum_in_place([some])
+    used = [p for p, count in zip(parameters, some.tolist(), strict=True) if count]
+    for p in used:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    distributed.sum_in_place([p.grad for p in used if p.grad is not None])
+
+
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """Takes forward hooks off every submodule, then puts them back."""
+    kept = [(part, part._forward_pre_hooks, part._forward_hooks) for part in module.modules()]
+    for part, _, _ in kept:
+        part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for part, before, after in kept:
+            part._forward_pre_hooks, part._forward_hooks = before, after
+
+
+def engine_for(module: LightningModule) -> Engine:
+    """The engine of the strategy that the module's trainer has; without a trainer, that of one process."""
+    from egrpo.training.fsdp import FSDPEngine
+    from egrpo.training.zero import ZeroEngine
+
+    strategy = None if module._trainer is None else module.trainer.strategy
+    for kind, engine in ((DeepSpeedStrategy, ZeroEngine), (ModelParallelStrategy, FSDPEngine)):
+        if isinstance(strategy, kind):
+            return engine(module)
+    return Engine(module)

@@ -1,0 +1,77 @@
+"""The engine of FSDP2: weights, gradients and optimizer are divided; layers are gathered as they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.utils import _pytree
+
+from egrpo import distributed
+from egrpo.training.engines import Engine, without_hooks
+from egrpo.types import TokenScores
+
+# FSDP finds the tensors of a module's output, from which the backward pass will come, through pytree.
+_pytree.register_dataclass(TokenScores)
+
+
+class FSDPEngine(Engine):
+    """Policy and reference are divided layer by layer; what lies around the layers is gathered for a whole forward.
+
+    Each rank reads the checkpoint into host memory before it keeps its part.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.loss_scale = float(distributed.world_size())  # FSDP averages gradients over ranks
+
+    def divide(self, policy: Any, reference: Any) -> None:
+        mesh = self.module.device_mesh["data_parallel"]
+        for part in (policy, reference):
+            if not isinstance(part, nn.Module):
+                continue  # the policy with its adapter off
+            models = [m for m in part.modules() if hasattr(m, "embed_tokens") and hasattr(m, "layers")]
+            for layer in (layer for model in models for layer in model.layers):
+                fully_shard(layer, mesh=mesh)
+            fully_shard(part, mesh=mesh, ignored_params=_small_and_frozen(policy) if part is policy else None)
+            part._get_fsdp_state()._lazy_init()  # the root first: rollouts gather before the first forward
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Gathers the policy once and takes the hooks off that would gather and release it layer by layer."""
+        policy: nn.Module = self.module.policy
+        parts = [part for part in policy.modules() if isinstance(part, FSDPModule)]
+        for part in parts:
+            part.unshard()
+        try:
+            with without_hooks(policy):
+                yield
+        finally:
+            for part in parts:
+                part.reshard()
+
+    def accumulating(self) -> Any:
+        return nullcontext()
+
+    def apply(self, max_norm: float) -> Tensor | None:
+        """As `Engine.apply`, on gradients of which every rank has its part."""
+        optimizer: Any = self.module.optimizers()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        divided: Any = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        norm: Tensor = divided.full_tensor() if hasattr(divided, "full_tensor") else divided
+        if bool(norm.isfinite()):
+            optimizer.step()
+            optimizer.zero_grad()
+        return norm
+
+
+def _small_and_frozen(policy: Any) -> set[nn.Parameter]:
+    """Frozen weights outside the language model and its head (image codes in and out, VQ model): whole on every rank,
+    as decoding runs them outside any forward that would gather them."""
+    own = policy.backbone
+    large = {id(p) for part in (own.language_model, own.lm_head) for p in part.parameters()}
+    return {p for p in policy.parameters() if not p.requires_grad and id(p) not in large}
