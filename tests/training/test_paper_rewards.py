@@ -60,6 +60,16 @@ def test_checkpoints_hold_no_reward_model(folder):
     assert all(name.startswith("policy.") for name in weights)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_bfloat16_policy_and_bfloat16_rewards_train(tmp_path, precision):
+    overrides = [f"trainer.precision={precision}", "model.dtype=bfloat16", "reward_dtype=bfloat16"]
+    overrides += ["optimizer=adamw_master", "optimizer.lr=1e-6", "trainer.limit_val_batches=0", "callbacks.best=null"]
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        train(compose("train", [*SMALL, *overrides, f"run_dir={tmp_path}", "~callbacks.progress"]))
+    steps = [row for row in metrics(tmp_path) if "train/loss" in row]
+    assert len(steps) == 2 and all(0 < float(row["train/reward"]) < 4 for row in steps)
+
+
 def test_leave_one_out_and_weights_in_a_sweep(tmp_path):
     command = [sys.executable, "-m", "egrpo.train", "-m", *SMALL, "trainer.max_steps=1", f"hydra.sweep.dir={tmp_path}"]
     command += ["reward=[hps,gdino_strict],[hps,orm]", "reward.hps.weight=0.5"]
