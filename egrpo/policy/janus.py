@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from egrpo.policy.backbone import Backbone, evaluating
 from egrpo.policy.layout import check_padding, image_context, pad_rows
-from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janus, merged_state_dict
+from egrpo.policy.loading import begin_of_image_token, freeze_all_but, keep_buffer_types, load_janus, merged_state_dict
 from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.prompting import encode, fit_prompt
 from egrpo.policy.randomness import SampleKey, sample_uniforms
@@ -80,6 +80,7 @@ class JanusPolicy(nn.Module):
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else pad_token(model)
         self.begin_of_image = begin_of_image_token(model, self.tokenizer)
         freeze_all_but(model, trainable)
+        keep_buffer_types(model)
         if gradient_checkpointing:
             model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
 

@@ -261,3 +261,16 @@ def test_faults_are_named(policy: JanusPolicy, tmp_path):
     weights.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ValueError, match=r"lacks 1 weights, lm_head\.weight"):
         load_janus(tmp_path)
+
+
+def test_rotary_frequencies_keep_their_type(make_policy):
+    policy = make_policy()
+    reference = FrozenReference(policy)
+    rotary = policy.model.model.language_model.rotary_emb
+    before = rotary.inv_freq.clone()
+    for part in (policy, reference):
+        part.to(torch.bfloat16)
+    for kept in (rotary, reference.copies["language_model"].rotary_emb):
+        assert kept.inv_freq.dtype == torch.float32 and torch.equal(kept.inv_freq, before)
+    assert policy.model.lm_head.weight.dtype == torch.bfloat16
+    assert reference.copies["language_model"].rotary_emb is not rotary
