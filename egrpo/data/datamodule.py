@@ -118,8 +118,7 @@ class PromptDataModule(LightningDataModule):
 
     Raises:
         PromptFileError: a file cannot be read or has bad lines.
-        ValueError: a count is not positive; in `setup`: P does not divide among the ranks, or there are more ranks
-            than validation prompts.
+        ValueError: a count is not positive; in `setup`: P does not divide among the ranks.
     """
 
     def __init__(
@@ -148,10 +147,8 @@ class PromptDataModule(LightningDataModule):
         self.seed = seed
 
     def setup(self, stage: str) -> None:
-        rank, world_size = self._place()
         if stage == "fit":
-            check_prompts_per_step(self.prompts_per_step, world_size)
-        val_batches(self.val_records, self.val_batch_size, rank, world_size)
+            check_prompts_per_step(self.prompts_per_step, self._place()[1])
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._place()
@@ -202,13 +199,9 @@ def val_batches(
     """This rank's part records[rank::world_size] in batches, in order, nothing repeated.
 
     Every rank gets the same number of batches, or collective operations in a step would wait for ever; for that the
-    last batch may hold one record more than `batch_size`.
-
-    Raises:
-        ValueError: there are fewer records than ranks.
+    last batch may hold one record more than `batch_size`, and is empty on some ranks where there are fewer records than
+    ranks.
     """
-    if len(records) < world_size:
-        raise ValueError(f"{len(records)} validation prompts cannot be shared among {world_size} ranks: give more.")
     part = records[rank::world_size]
-    full = -(-(len(records) // world_size) // batch_size) - 1  # batches before the last
+    full = max(0, -(-(len(records) // world_size) // batch_size) - 1)  # batches before the last
     return [part[i * batch_size : (i + 1) * batch_size] for i in range(full)] + [part[full * batch_size :]]

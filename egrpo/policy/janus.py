@@ -76,7 +76,8 @@ class JanusPolicy(nn.Module):
         # The decoder is convolutional: it takes any grid, once told its sides.
         model.model.vqmodel.quantize.quant_state_dims = [side, side]
         self.decode_batch = decode_batch
-        self.lockstep: Lockstep = ALONE  # with ranks that hold other parts of the weights
+        self.lockstep: Lockstep = ALONE  # in scoring, with ranks that hold other parts of the weights
+        self.drawing: Lockstep = ALONE  # the same in sampling, unless this rank has the whole weights for it
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else pad_token(model)
         self.begin_of_image = begin_of_image_token(model, self.tokenizer)
         freeze_all_but(model, trainable)
@@ -236,6 +237,7 @@ class JanusPolicy(nn.Module):
                 max_tokens=self.max_plan_tokens,
                 eos=eos,
                 temperature=temperature,
+                lockstep=self.drawing,
             )
             for part in rows
         ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from egrpo.policy.backbone import Backbone, CachedDecoder, evaluating
 from egrpo.policy.drawing import draw
+from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.layout import check_padding, left_pack, positions_of, unconditional
 
 
@@ -89,6 +90,7 @@ def draw_text_tokens(
     max_tokens: int,
     eos: int | None,
     temperature: float = 1.0,
+    lockstep: Lockstep = ALONE,
 ) -> Drawn:
     """Draws text until every row has met end-of-sequence or `max_tokens` are drawn.
 
@@ -103,9 +105,10 @@ def draw_text_tokens(
         max_tokens: Most tokens of a row.
         eos: End-of-sequence token id, None = rows never end.
         temperature: Divides the logits.
+        lockstep: With ranks that hold other parts of the weights: none stops before all can.
 
     Returns:
-        Drawn, T = longest row.
+        Drawn, T = longest row, of all ranks in lockstep.
     """
     _check(temperature, context_mask)
     context_ids, context_mask = left_pack(context_ids, context_mask)
@@ -122,7 +125,7 @@ def draw_text_tokens(
             continue
         steps.append((token.masked_fill(ended, eos), ~ended, logp.masked_fill(ended, 0), entropy.masked_fill(ended, 0)))
         ended = ended | (token == eos)
-        if bool(ended.all()):
+        if lockstep.all_done(bool(ended.all())):
             break
     tokens, mask, logps, entropies = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
     _check_finite(logps)

@@ -50,6 +50,25 @@ class Engine:
         yield
 
     @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Around sampling: with the whole weights, or (`rollout.gather=shard`) in step with the other ranks."""
+        if self.module.rollout_settings.gather == "full" or self.lockstep is ALONE:
+            with self.whole_weights():
+                yield
+            return
+        policy = self.module.policy
+        policy.drawing = self.lockstep
+        try:
+            with self.root_weights():
+                yield
+        finally:
+            policy.drawing = ALONE
+
+    def root_weights(self) -> AbstractContextManager[Any]:
+        """Inside, the policy's modules can be run without its own forward, in step with the other ranks."""
+        return nullcontext()
+
+    @contextmanager
     def accumulating(self) -> Iterator[None]:
         """Around all forward and backward passes of one update."""
         wrapped = getattr(self.module._trainer, "model", None)

@@ -27,6 +27,7 @@ class FSDPEngine(Engine):
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
+        self.lockstep = distributed.Ranks()
         self.loss_scale = float(distributed.world_size())  # FSDP averages gradients over ranks
 
     def divide(self, policy: Any, reference: Any) -> None:
@@ -53,6 +54,15 @@ class FSDPEngine(Engine):
         finally:
             for part in parts:
                 part.reshard()
+
+    @contextmanager
+    def root_weights(self) -> Iterator[None]:
+        policy: Any = self.module.policy
+        policy.unshard()  # what lies around the layers, which gather themselves
+        try:
+            yield
+        finally:
+            policy.reshard()
 
     def accumulating(self) -> Any:
         return nullcontext()

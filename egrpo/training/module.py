@@ -111,7 +111,7 @@ class GRPOModule(LightningModule):
         assert self.policy is not None
         s = self.rollout_settings
         try:
-            with self.engine.whole_weights():
+            with self.engine.drawing():
                 return self.policy.rollout(
                     records,
                     s.group_size,
@@ -227,7 +227,7 @@ class GRPOModule(LightningModule):
 
     def validation_step(self, records: list[PromptRecord], batch_idx: int) -> None:
         assert self.policy is not None
-        with self.clock("validation"), self.engine.whole_weights():
+        with self.clock("validation"), self.engine.drawing():
             self.validation.add(self.policy, records)
 
     def on_validation_epoch_end(self) -> None:

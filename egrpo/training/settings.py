@@ -24,6 +24,8 @@ class RolloutSettings:
         temperature: Divides all logits, in sampling and in scoring.
         cot: Whether a plan (semantic CoT) is written before the image is drawn.
         batch_size: Most sequences sampled at once; None = all. The result does not depend on it.
+        gather: Where weights are divided among ranks: "full" = gathered once for each rollout (fast; a whole copy must
+            fit), "shard" = layer by layer at every token, all ranks in step.
 
     Raises:
         ValueError: a setting is out of range.
@@ -34,6 +36,7 @@ class RolloutSettings:
     temperature: float = 1.0
     cot: bool = True
     batch_size: int | None = None
+    gather: str = "full"
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -45,6 +48,8 @@ class RolloutSettings:
             raise ValueError(f"rollout.cfg_weight={self.cfg_weight}: give a number from 0 on; 1 = no guidance")
         if self.temperature <= 0:
             raise ValueError(f"rollout.temperature={self.temperature}: it must be above 0")
+        if self.gather not in ("full", "shard"):
+            raise ValueError(f"rollout.gather={self.gather}: choose full or shard")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"rollout.batch_size={self.batch_size}: give at least 1, or null for all at once")
 

@@ -88,9 +88,12 @@ class Validation:
         self.rows, self.finished_at = [], None
 
     def add(self, policy: JanusPolicy, records: list[PromptRecord]) -> None:
-        """Samples one image for each of the records and scores it."""
+        """Samples one image for each of the records, of which a rank may have none, and scores it."""
+        idle = policy.drawing.most(len(records)) - len(records)  # ranks in step draw equally many
+        if not records and not idle:
+            return
         drawn = policy.rollout(
-            records,
+            [*records, *[PromptRecord("nothing")] * idle],
             1,
             seed=self.seed,
             step=VALIDATION_STEP,
@@ -99,6 +102,9 @@ class Validation:
             temperature=self.rollout.temperature,
             chunk=self.rollout.batch_size,
         )
+        drawn = drawn[: len(records)]
+        if not records:
+            return
         images = to_images(drawn.pixels)
         table = self.rewards(images, records)
         columns = {"reward": table.total} | {
