@@ -82,6 +82,7 @@ class MetaPolicy(nn.Module):
         super().__init__()
         self.model = model
         self.scoring: dict[str, Any] = {}
+        self.load_again = None  # a reference copies what is here
 
     @property
     def backbone(self) -> Backbone:

@@ -44,6 +44,7 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the Janus checkpoint at {path} lacks {len(missing)} weights, {missing[0]} among them")
+    keep_buffer_types(model)
     return model, _load_processor(path)
 
 
