@@ -24,6 +24,8 @@ SETTING = "reward.python.reward.function"
 class PythonReward:
     """Calls `function(images, records)`, which returns N numbers, higher is better.
 
+    Where the function has an attribute `applies`, so has the reward; see `egrpo.rewards.base.Reward`.
+
     Args:
         function: `my_lab.brightness.score`, or `path/to/file.py:score`. Resolved here, so that a wrong name ends a run
             before it starts.
@@ -38,6 +40,8 @@ class PythonReward:
             raise ValueError(f"the python reward has no function: set {SETTING}=my_lab.brightness.score")
         self.name = str(function)
         self.function = _resolve(self.name)
+        if hasattr(self.function, "applies"):  # else absent, which says that no prompt gets a constant
+            self.applies = self.function.applies
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and their N records -> whatever the function gives, as float32.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from egrpo.rewards.ensemble import applying
 from egrpo.rewards.python import PythonReward
 from egrpo.types import PromptRecord
 
@@ -27,6 +28,11 @@ def talk(images, records):
 
 def lonely(images):
     return [0.0 for image in images]
+
+def partial(images, records):
+    return [0.5 for image in images]
+
+partial.applies = lambda records: [record.prompt != "a cat" for record in records]
 
 class Scorer:
     @staticmethod
@@ -60,6 +66,24 @@ def test_a_dotted_path(lab):
 def test_arrays_and_static_methods(lab):
     assert PythonReward("my_lab_of_tests.brightness.lengths")(IMAGES, RECORDS).tolist() == [5.0, 8.0, 5.0]
     assert PythonReward("my_lab_of_tests.brightness.Scorer.static")(IMAGES, RECORDS).tolist() == [1.0] * 3
+
+
+def test_where_the_function_applies(lab):
+    told = applying("python", PythonReward("my_lab_of_tests.brightness.partial"), RECORDS)
+    assert told.tolist() == [False, True, True]
+    plain = PythonReward("my_lab_of_tests.brightness.score")
+    assert not hasattr(plain, "applies")
+    assert applying("python", plain, RECORDS).tolist() == [True] * 3
+
+
+def test_values_are_float32_whatever_the_default_type(lab):
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        values = PythonReward("my_lab_of_tests.brightness.score")(IMAGES, RECORDS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, torch.tensor([0.0, 0.2, 1.0]))
 
 
 def test_a_file(lab, tmp_path, monkeypatch):
