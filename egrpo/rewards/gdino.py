@@ -15,10 +15,19 @@ from transformers import BatchEncoding, GroundingDinoForObjectDetection
 
 from egrpo.rewards.detection_rules import QUIRKS, RULES, Detection, detection_prompt, detection_score, has_rule
 from egrpo.rewards.placement import Placement, model_folder
-from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
+from egrpo.rewards.pretrained import (
+    check_batch_size,
+    check_pairs,
+    float32_default,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    unicode_text,
+)
 from egrpo.types import PromptRecord
 
 DELIMITERS = [101, 102, 1012, 1029]  # [CLS], [SEP], "." and "?": where the native model cuts a caption, in its code
+TOO_FEW_POSITIONS = "selected index k out of range"  # how torch words it that the model has fewer than queries
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,9 @@ class Caption:
 class GroundingDinoReward:
     """Scores images by the objects that GroundingDINO finds in them, 0..1 (spatial prompts: 0..0.9).
 
-    A phrase's score at a query is the mean probability of its first to last words' tokens; what exceeds `threshold`
-    counts as detected. Source: the object-detector reward of T2I-R1 and EG-GRPO; see `detection_score` for the rules.
+    A phrase's score at a query is the mean probability over the tokens of its first and of its last word; what exceeds
+    `threshold` counts as detected. Source: the object-detector reward of T2I-R1 and EG-GRPO; see `detection_score` for
+    the rules.
 
     Args:
         path: Directory with model, tokenizer and image processor, as `python -m egrpo.convert kind=gdino` writes it.
@@ -48,7 +58,8 @@ class GroundingDinoReward:
 
     Raises:
         FileNotFoundError: there is no model in `path`.
-        ValueError: unknown `rules`, `quirks` or `dtype`, another model, or a tokenizer with other delimiters.
+        ValueError: unknown `rules`, `quirks` or `dtype`, a `batch_size` below 1, another model, or a tokenizer with
+            other delimiters.
     """
 
     def __init__(
@@ -65,24 +76,25 @@ class GroundingDinoReward:
     ):
         if rules not in RULES or quirks not in QUIRKS:
             raise ValueError(f"rules={rules!r}, quirks={quirks!r}: rules are {RULES}, quirks {QUIRKS}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        check_batch_size(batch_size)
         folder = model_folder(path, "gdino")
         model = load_model(GroundingDinoForObjectDetection, folder, "gdino")
         self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
         ids = self.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])
         if ids != DELIMITERS:
             raise ValueError(f"the tokenizer in {folder} gives [CLS], [SEP], . and ? the ids {ids}, not {DELIMITERS}")
-        self.max_tokens = model.config.max_text_len
+        self.max_tokens, self.queries = model.config.max_text_len, model.config.num_queries
         self.placement = Placement(model, device, dtype, offload)
         self.batch_size, self.threshold = batch_size, threshold
         self.rules, self.quirks = rules, quirks
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
-        """N images of any sizes and their N records -> [N] float32.
+        """N images, of any sizes that are not too narrow for the model, and their N records -> [N] float32.
 
         Raises:
             ValueError: a caption is too long, or a record lacks what its task type needs; the message names the prompt.
+                An image is so narrow that, resized, it has fewer positions than the model has queries; the message
+                names its size. There are not as many records as images.
         """
         scores = [
             detection_score(found, record, rules=self.rules, quirks=self.quirks)
@@ -98,8 +110,10 @@ class GroundingDinoReward:
         """What is found in each image, phrase by phrase in the order of the nouns; nothing for records without nouns.
 
         Raises:
-            ValueError: a caption is too long for the model.
+            ValueError: a caption is too long or an image too narrow for the model, or there are not as many records as
+                images.
         """
+        check_pairs(images, records)
         captions = [self.caption(record) for record in records]
         found: list[list[Detection]] = [[] for _ in records]
         by_size = defaultdict(list)  # only images of one size go together: padded pixels would change the detections
@@ -123,7 +137,7 @@ class GroundingDinoReward:
         Raises:
             ValueError: it has more tokens than the model reads.
         """
-        text, spans = detection_prompt(record.nouns)
+        text, spans = detection_prompt([unicode_text(noun) for noun in record.nouns])
         encoding = self.tokenizer(text)
         ids = torch.tensor(encoding["input_ids"])
         if len(ids) > self.max_tokens:
@@ -141,14 +155,28 @@ class GroundingDinoReward:
 
         Returns:
             logits [N, Q queries, L], minus infinity at padding; boxes [N, Q, 4], [cx, cy, w, h] in 0..1; both float32.
+
+        Raises:
+            ValueError: the images are too narrow for the model.
         """
         device, dtype = self.placement.device, self.placement.dtype
         pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
         ids = pad_sequence([c.ids for c in captions], batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
         mask = pad_sequence([torch.ones_like(c.ids) for c in captions], batch_first=True)
-        output = self.placement.model(
-            pixel_values=pixels.to(device, dtype), input_ids=ids.to(device), attention_mask=mask.to(device)
-        )
+        try:
+            with float32_default():
+                output = self.placement.model(
+                    pixel_values=pixels.to(device, dtype), input_ids=ids.to(device), attention_mask=mask.to(device)
+                )
+        except RuntimeError as error:
+            if TOO_FEW_POSITIONS not in str(error):
+                raise
+            (width, height), (high, wide) = images[0].size, pixels.shape[-2:]
+            raise ValueError(
+                f"an image of {width} x {height} pixels is too narrow for the detector: resized to {wide} x {high} it "
+                f"has fewer positions than the model's {self.queries} queries need; give "
+                "images that are closer to a square"
+            ) from error
         return output.logits[..., : ids.shape[1]].float().cpu(), output.pred_boxes.float().cpu()
 
     def _above_threshold(self, caption: Caption, logits: Tensor, boxes: Tensor) -> list[Detection]:
@@ -178,7 +206,7 @@ def positive_map(encoding: BatchEncoding, spans: Sequence[Sequence[Sequence[int]
         encoding: The tokenized caption, with its map from characters to tokens.
         spans: For each phrase its [start, end) pairs of characters.
     """
-    weights = torch.zeros(len(spans), len(encoding["input_ids"]))
+    weights = torch.zeros(len(spans), len(encoding["input_ids"]), dtype=torch.float32)
     for row, pairs in enumerate(spans):
         for start, end in pairs:
             # Characters that the tokenizer drops, such as a lone accent, have no token.

@@ -11,7 +11,14 @@ from torch import Tensor
 from transformers import DynamicCache, GitForCausalLM
 
 from egrpo.rewards.placement import Placement, in_batches, model_folder
-from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
+from egrpo.rewards.pretrained import (
+    check_batch_size,
+    check_pairs,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    unicode_text,
+)
 from egrpo.types import PromptRecord
 
 UNASKED = ("spatial", "numeracy")  # task types whose prompts T2I-R1 does not ask about; they score 0
@@ -32,7 +39,8 @@ class GITReward:
 
     Raises:
         FileNotFoundError: `path` holds no model.
-        ValueError: `path` holds another model, or a tokenizer without single tokens for yes and no.
+        ValueError: `batch_size` is below 1, or `path` holds another model, or a tokenizer without single tokens for yes
+            and no.
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class GITReward:
         batch_size: int = 32,
         offload: bool = False,
     ):
+        check_batch_size(batch_size)
         folder = model_folder(path, "git")
         model = load_model(GitForCausalLM, folder, "git")
         self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
@@ -64,7 +73,8 @@ class GITReward:
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and N records -> [N] float32, 0..1."""
-        scores = torch.tensor([0.0 if r.task_type in UNASKED else NAMELESS for r in records])
+        check_pairs(images, records)
+        scores = torch.tensor([0.0 if r.task_type in UNASKED else NAMELESS for r in records], dtype=torch.float32)
         rows = self.applies(records).nonzero().flatten().tolist()
         if rows:
             with self.placement() as model:
@@ -81,7 +91,8 @@ class GITReward:
         owners = torch.tensor([row for row, record in enumerate(records) for _ in nouns_of(record)])
         logits = self.last_logits(model, images, owners, questions)
         p_yes = (logits[:, self.yes] - logits[:, self.no]).sigmoid().cpu()  # the two softmax values' share of yes
-        return torch.zeros(len(records)).index_add(0, owners, p_yes) / owners.bincount(minlength=len(records))
+        sums = torch.zeros(len(records), dtype=torch.float32).index_add(0, owners, p_yes)
+        return sums / owners.bincount(minlength=len(records))
 
     def last_logits(self, model: Any, images: list[Image.Image], owners: Tensor, questions: list[str]) -> Tensor:
         """[Q, vocabulary] float32: logits after question q about image owners[q]."""
@@ -124,8 +135,7 @@ class GITReward:
         Of a question beyond the model's positions, the beginning and the question mark stay.
         """
         room = self.longest - 1
-        # Half an emoji is no Unicode text, and the tokenizer would raise.
-        texts = [question.encode("utf-8", "replace").decode() for question in questions]
+        texts = [unicode_text(question) for question in questions]
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
         rows = [row if len(row) <= room else row[: room - 1] + row[-1:] for row in rows]
         ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from egrpo.rewards.placement import Placement, in_batches, model_folder
-from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
+from egrpo.rewards.pretrained import check_batch_size, check_pairs, load_image_processor, load_model, load_tokenizer
 from egrpo.types import PromptRecord
 
 
@@ -33,7 +33,8 @@ class HPSReward:
 
     Raises:
         FileNotFoundError: `path` holds no model.
-        ValueError: `path` holds another model, or a tokenizer that does not end a text with its end-of-text token.
+        ValueError: `batch_size` is below 1, or `path` holds another model, or a tokenizer that does not end a text with
+            its end-of-text token.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class HPSReward:
         batch_size: int = 32,
         offload: bool = False,
     ):
+        check_batch_size(batch_size)
         folder = model_folder(path, "hps")
         model = load_model(CLIPModel, folder, "hps")
         self.tokenizer = load_tokenizer(folder)
@@ -64,6 +66,7 @@ class HPSReward:
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images of any sizes and N records -> [N] float32."""
+        check_pairs(images, records)
         with self.placement() as model:
             return in_batches(lambda i, r: self._score(model, i, r), images, records, self.batch_size)
 
@@ -101,7 +104,8 @@ def clean(prompt: str) -> str:
 def pixel_values(images: list[Image.Image], side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """[N, 3, side, side] float32: `fit` into a square, padding and all normalised by `mean` and `std`."""
     pixels = torch.stack([fit(image, side) for image in images])
-    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    centre, scale = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
+    return (pixels - centre) / scale
 
 
 def fit(image: Image.Image, side: int) -> Tensor:

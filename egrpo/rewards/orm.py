@@ -14,7 +14,14 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration, TopKLogitsWarper, TopPLogitsWarper
 
 from egrpo.rewards.placement import Placement, in_batches, model_folder
-from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
+from egrpo.rewards.pretrained import (
+    check_batch_size,
+    check_pairs,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    unicode_text,
+)
 from egrpo.types import PromptRecord
 
 MODES = ("deterministic", "published")
@@ -56,7 +63,8 @@ class ORMReward:
 
     Raises:
         FileNotFoundError: `path` holds no model.
-        ValueError: `mode` is unknown, or `path` holds another model or a tokenizer without the tokens it takes.
+        ValueError: `mode` is unknown, `batch_size` is below 1, or `path` holds another model or a tokenizer without the
+            tokens it takes.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class ORMReward:
     ):
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} of the orm reward is unknown: use {' or '.join(MODES)}")
+        check_batch_size(batch_size)
         folder = model_folder(path, "orm")
         model = load_model(LlavaOnevisionForConditionalGeneration, folder, "orm")
         self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
@@ -88,6 +97,7 @@ class ORMReward:
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and N records -> [N] float32, 0..1."""
+        check_pairs(images, records)
         with self.placement() as model:
             return in_batches(lambda i, r: self._score(model, i, r), images, records, self.batch_size)
 
@@ -128,7 +138,8 @@ class ORMReward:
 
     def question_ids(self, prompt: str) -> list[int]:
         """Ids of the whole question; special tokens written in `prompt` are plain text."""
-        question = self.tokenizer(BEFORE + prompt + AFTER, add_special_tokens=False, split_special_tokens=True)
+        text = BEFORE + unicode_text(prompt) + AFTER
+        question = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         head, tail = self.tokenizer([HEAD, TAIL], add_special_tokens=False, split_special_tokens=False).input_ids
         return head + self.image_ids + question.input_ids + tail
 
@@ -142,7 +153,8 @@ class ORMReward:
         size = self.processor.size
         square = square.resize((size["width"], size["height"]), Image.Resampling.BICUBIC)
         scaled = torch.from_numpy(np.array(square, dtype=np.float32)) / 255
-        return ((scaled - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
+        centre, scale = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
+        return ((scaled - centre) / scale).permute(2, 0, 1)
 
     def sampled_scores(self, logits: Tensor, draws: list[float], generation: Any) -> Tensor:
         """[N] from logits [N, vocabulary], a number in [0, 1) each, and the settings `top_k` and `top_p`."""
@@ -156,7 +168,8 @@ class ORMReward:
             scores = TopPLogitsWarper(top_p)(no_ids, scores)
         probs = scores.double().softmax(-1)
         reached = probs.cumsum(-1)
-        drawn = torch.searchsorted(reached, torch.tensor(draws)[:, None].double() * reached[:, -1:], right=True)[:, 0]
+        uniforms = torch.tensor(draws, dtype=torch.float64)[:, None]
+        drawn = torch.searchsorted(reached, uniforms * reached[:, -1:], right=True)[:, 0]
         words = self.tokenizer.convert_ids_to_tokens(drawn.tolist())
         answered = torch.tensor([(word or "").lower().strip() in ("yes", "no") for word in words])
         yes, either = probs[:, self.yes], probs[:, self.yes] + probs[:, self.no]

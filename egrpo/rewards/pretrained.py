@@ -1,11 +1,14 @@
-"""Loading transformers directories for rewards: never another architecture, never weights that the files lack."""
+"""What rewards with a transformers model share: loading it whole or not at all, and checking what they are given."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoImageProcessor, AutoTokenizer
 
 
@@ -40,3 +43,31 @@ def load_tokenizer(folder: Path) -> Any:
 def load_image_processor(folder: Path) -> Any:
     """The image processor of a directory, from local files alone, in the form that needs PIL and numpy only."""
     return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises a ValueError where it is below 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} of a reward: give at least 1")
+
+
+def check_pairs(images: Sequence[Any], records: Sequence[Any]) -> None:
+    """Raises a ValueError where there are not as many records as images."""
+    if len(images) != len(records):
+        raise ValueError(f"a reward got {len(images)} images and {len(records)} records: give one record an image")
+
+
+def unicode_text(text: str) -> str:
+    """`text` of equal length with ? for each half of a surrogate pair, at which the tokenizers would raise."""
+    return text.encode("utf-8", "replace").decode()
+
+
+@contextmanager
+def float32_default() -> Iterator[None]:
+    """Within, tensors of no stated type are float32, as code of transformers that makes some expects."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
