@@ -96,7 +96,7 @@ class HTTPReward:
         Raises:
             PartialRewardError: some batches or images got no number, after all attempts; it holds the others.
         """
-        values, reasons = torch.full((len(images),), float("nan")), dict[int, str]()
+        values, reasons = torch.full((len(images),), float("nan"), dtype=torch.float32), dict[int, str]()
         starts = range(0, len(images), self.batch_size)
         stop = Event()
 
