@@ -54,6 +54,7 @@ def train(cfg: DictConfig) -> None:
     try:
         kept = resumed and not changed  # what the first part of the run measured still holds
         untouched = measure_untouched(trainer, module, data, folder, list(cfg.baseline_temperatures), kept)
+        module.resume_from = cfg.ckpt_path
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path)
         trained = measure_trained(trainer, module, data)
     finally:

@@ -6,6 +6,8 @@ reference come from the model's own path.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+ZERO_TAG = "checkpoint"  # the folder in which Lightning has DeepSpeed write
 POLICY = "policy."  # the policy's name inside the LightningModule
 
 
@@ -42,11 +45,38 @@ def find_checkpoint(folder: Path, which: str) -> Path:
     elif which == "best":
         found = sorted(folder.glob("checkpoints/best_*.ckpt"), key=lambda path: path.stat().st_mtime)
     else:
-        found = [Path(which)] if Path(which).is_file() else []
+        found = [Path(which)] if Path(which).exists() else []
     if not found:
         there = ", ".join(sorted(path.name for path in folder.glob("checkpoints/*.ckpt"))) or "none"
         raise ValueError(f"checkpoint={which}: there is no such checkpoint in {folder}/checkpoints (there: {there})")
     return found[-1]
+
+
+def saved_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trained weights of a checkpoint by their names in the LightningModule, whole, whichever strategy wrote it."""
+    if not checkpoint.is_dir():
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells how it counts
+        found = get_fp32_state_dict_from_zero_checkpoint(
+            str(checkpoint), tag=ZERO_TAG, exclude_frozen_parameters=True
+        )
+    return {name: value.detach().clone() for name, value in found.items()}
+
+
+def saved_ranks(checkpoint: Path) -> int:
+    """Ranks among which a checkpoint is divided; 1 for one in a single file."""
+    return len(list((checkpoint / ZERO_TAG).glob("*optim_states.pt"))) if checkpoint.is_dir() else 1
+
+
+def saved_position(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside weights and optimizer: steps, loops, callbacks, rewards."""
+    file = checkpoint
+    if checkpoint.is_dir():
+        file = sorted((checkpoint / ZERO_TAG).glob("*mp_rank_00_model_states.pt"))[0]
+    state = torch.load(file, map_location="cpu", weights_only=False)
+    return {name: value for name, value in state.items() if name not in ("module", "state_dict", "optimizer_states")}
 
 
 def load_policy_weights(policy: nn.Module, checkpoint: Path) -> None:
@@ -55,7 +85,6 @@ def load_policy_weights(policy: nn.Module, checkpoint: Path) -> None:
     Raises:
         ValueError: they belong to another model or adapter.
     """
-    saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    weights = {name.removeprefix(POLICY): value for name, value in saved.items()}
+    weights = {name.removeprefix(POLICY): value for name, value in saved_weights(checkpoint).items()}
     check_names(weights, trained_names(policy))
     policy.load_state_dict(weights, strict=False)

@@ -69,6 +69,7 @@ class GRPOModule(LightningModule):
         self.policy: JanusPolicy | None = None
         self.reference: Any = None
         self.engine = Engine(self)
+        self.resume_from: str | None = None  # some strategies need to know it before Lightning loads it
 
     def configure_model(self) -> None:
         if self.policy is not None:
@@ -238,10 +239,11 @@ class GRPOModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what training changes; the rest comes from the model's own path."""
         trained = trained_names(self)
-        weights = checkpoint["state_dict"]
+        weights = checkpoint.get("state_dict", {})
         checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
         checkpoint["rewards"] = self.rewards.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_names(checkpoint["state_dict"], trained_names(self))
+        if "state_dict" in checkpoint:  # engines that divide weights load them themselves
+            check_names(checkpoint["state_dict"], trained_names(self))
         self.rewards.load_state_dict(checkpoint.get("rewards", {}))

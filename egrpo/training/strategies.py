@@ -5,14 +5,19 @@ They run on a CPU too, over gloo, so that tests run what production runs.
 
 from __future__ import annotations
 
+import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import strategies
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
-from torch import nn
+
+from egrpo.training.checkpoints import check_names, saved_position, saved_ranks, saved_weights, trained_names
+
+log = logging.getLogger(__name__)
 
 
 class FSDP2(strategies.ModelParallelStrategy):
@@ -71,6 +76,27 @@ class DeepSpeed(strategies.DeepSpeedStrategy):
         if "bf16" in self.config:  # otherwise stage 2 applies gradients that are not finite
             self.config["bf16"]["check_grad_overflow"] = True
 
-    def _initialize_deepspeed_train(self, model: nn.Module) -> None:
+    def _initialize_deepspeed_train(self, model: Any) -> None:
         remove_module_hooks(model)  # of a validation before training, which would gather and release once more
+        path = model.resume_from
+        if path is not None and not self._fits(Path(path)):
+            # Before DeepSpeed copies the weights for its optimizer, or it would go on from the others.
+            self._restore_zero_state({"state_dict": self._weights(Path(path))}, strict=False)
         super()._initialize_deepspeed_train(model)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """All of a checkpoint of as many ranks; of another one its position, for its weights are there already and its
+        optimizer begins anew."""
+        if self._fits(Path(checkpoint_path)):
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        log.warning("%s was written by another number of ranks or strategy: the optimizer begins anew", checkpoint_path)
+        return saved_position(Path(checkpoint_path))
+
+    def _fits(self, path: Path) -> bool:
+        return path.is_dir() and saved_ranks(path) == self.world_size
+
+    def _weights(self, path: Path) -> dict[str, torch.Tensor]:
+        weights = saved_weights(path) if self.global_rank == 0 or not self.zero_stage_3 else {}
+        if weights:
+            check_names(weights, trained_names(self.lightning_module))
+        return weights

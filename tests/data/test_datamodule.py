@@ -189,8 +189,10 @@ def test_counts_that_cannot_work_are_refused(file: str) -> None:
         PromptDataModule(file, file, 1, val_batch_size=0)
     with pytest.raises(ValueError, match=r"10 does not divide among 4: give a multiple, such as 8\."):
         PromptStream(records(7), prompts_per_step=10, world_size=4)
-    with pytest.raises(ValueError, match="1 validation prompts cannot be shared among 2 ranks"):
-        val_batches(records(1), 4, 0, 2)
+
+
+def test_a_rank_without_validation_prompts_gets_an_empty_batch() -> None:
+    assert [val_batches(records(1), 4, rank, 2) for rank in (0, 1)] == [[records(1)], [[]]]
 
 
 def test_bad_file_is_reported_on_construction(tmp_path: Path, file: str) -> None:
