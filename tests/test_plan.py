@@ -80,7 +80,7 @@ def test_published_sizes():
 
 
 def test_7b_on_eight_devices_is_refused_when_replicated(command):
-    code, out, errors = command(SEVEN, "device=h100", "reward_models=nowhere")
+    code, out, errors = command(SEVEN, "strategy=auto", "device=h100", "reward_models=nowhere")
     assert code == 1 and "8 x H100 SXM 80 GB" in out and "total" in out
     (error,) = errors
     assert re.search(r"needs \d+\.\d GB on each device, and the H100 SXM 80 GB has 80 \(most of it ", error)
@@ -103,7 +103,7 @@ def test_7b_on_eight_devices_fits_when_sharded_and_sampled_in_chunks():
 
 
 def test_7b_on_one_large_device_is_refused_with_a_way_out(command):
-    one = [SEVEN, "optimizer=adamw", "device=h200", "trainer.devices=1", "reward_models=nowhere"]
+    one = [SEVEN, "strategy=auto", "optimizer=adamw", "device=h200", "trainer.devices=1", "reward_models=nowhere"]
     tried = "ways_out=['objective.micro_batch_size=1','rollout.batch_size=8']"
     code, out, errors = command(*one, "rollout.batch_size=null", tried)  # the cache of 128 guided sequences
     assert code == 1 and "1 x H200 SXM 141 GB" in out and "peak: " in out

@@ -17,7 +17,7 @@ from egrpo.types import RewardTable, Rollout, Segment
 
 
 def whole_rollout(rollout: Rollout) -> Rollout:
-    """All ranks' rollouts in rank order, shorter plans padded, without context ids and pixels; alone: the same object."""
+    """All ranks' rollouts in rank order, shorter plans padded, no context ids, no pixels; alone: the same object."""
     if distributed.world_size() == 1:
         return rollout
     device = rollout.image.tokens.device

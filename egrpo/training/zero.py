@@ -55,8 +55,8 @@ class ZeroEngine(Engine):
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
-        """Frozen heads stay gathered: they run in chunks that are computed again in the backward pass, where torch keeps
-        frozen weights by reference and would find them released."""
+        """Frozen heads stay gathered: they run in chunks that are computed again in the backward pass, where torch
+        keeps frozen weights by reference and would find them released."""
         import deepspeed
 
         own = self.module.policy.backbone

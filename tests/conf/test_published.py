@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conf.helpers import check_target, composed, resolved, targets
 
@@ -21,7 +22,10 @@ def test_values_that_all_share(name):
     assert (cfg.rollout.group_size, cfg.rollout.cfg_weight, cfg.rollout.temperature) == (8, 5.0, 1.0)
     assert (cfg.data.prompts_per_step, cfg.objective.micro_batch_size, cfg.trainer.max_steps) == (16, 8, 1600)
     assert (cfg.model.max_prompt_tokens, cfg.model.max_plan_tokens, cfg.model.dtype) == (512, 1024, "bfloat16")
-    assert list(cfg.model.trainable) == ["language_model", "lm_head"] and cfg.trainer.precision == "32-true"
+    assert list(cfg.model.trainable) == ["language_model", "lm_head"]
+    sharded = name != "eg_grpo_janus_pro_1b"
+    assert cfg.trainer.precision == ("bf16-true" if sharded else "32-true")
+    assert OmegaConf.select(cfg, "trainer.strategy.stage") == (3 if sharded else None)
     assert cfg.optimizer._target_.endswith(".MasterAdamW")  # steps of 1e-6 round away in bfloat16
     assert cfg.objective.logps == "conditional" and cfg.objective.updates_per_rollout == 1
     assert {node.weight for node in cfg.reward.values()} == {1.0} and len(cfg.reward) == 4
