@@ -10,8 +10,8 @@ from torch import Tensor
 
 from egrpo.policy.backbone import Backbone, CachedDecoder, evaluating
 from egrpo.policy.drawing import draw
-from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.layout import check_padding, left_pack, positions_of, unconditional
+from egrpo.policy.lockstep import ALONE, Lockstep
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,7 @@ def saved_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()):  # it tells how it counts
-        found = get_fp32_state_dict_from_zero_checkpoint(
-            str(checkpoint), tag=ZERO_TAG, exclude_frozen_parameters=True
-        )
+        found = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ZERO_TAG, exclude_frozen_parameters=True)
     return {name: value.detach().clone() for name, value in found.items()}
 
 
