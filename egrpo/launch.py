@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -42,6 +43,12 @@ def launch(cfg: DictConfig) -> None:
         given = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
         os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))
         os.execv(sys.executable, [sys.executable, *words, *given, f"hydra.run.dir={cfg.run_dir}"])
+
+
+def last_of_restart(folder: Path) -> str | None:
+    """After a restart by torchrun (--max-restarts): the last checkpoint that the earlier attempt left in the folder."""
+    last = folder / "checkpoints" / "last.ckpt"
+    return str(last) if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and last.exists() else None
 
 
 def prepare_rank() -> None:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from egrpo import distributed
 from egrpo.entry import run, save_config
-from egrpo.launch import launch
+from egrpo.launch import last_of_restart, launch
 from egrpo.training import GRPOModule, MetricsFile
 from egrpo.training.checks import check_entropy_policy, check_optimizer
 from egrpo.training.outcome import measure_trained, measure_untouched, report_run
@@ -34,6 +34,7 @@ def train(cfg: DictConfig) -> None:
     launch(cfg)
     distributed.connect()
     cfg.run_dir = distributed.from_first(cfg.run_dir)
+    cfg.ckpt_path = distributed.from_first(last_of_restart(Path(cfg.run_dir))) or cfg.ckpt_path
     folder, resumed = Path(cfg.run_dir), cfg.ckpt_path is not None
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     check_checkpoint(cfg.ckpt_path)

@@ -10,21 +10,49 @@ import torch
 from tests.distributed.ranks import on_ranks
 from tests.distributed.trajectory import METRICS, difference, trajectory
 
+SHARD = ("rollout.gather=shard",)
+STRATEGIES: list[tuple[str, tuple[str, ...]]] = [
+    *[("ddp", ()), ("fsdp2", ()), ("fsdp2", SHARD), ("deepspeed_stage_2", ())],
+    *[("deepspeed_stage_3", ()), ("deepspeed_stage_3", SHARD), ("deepspeed_stage_3_offload", ())],
+]
+FAST = [("ddp", (), 2), ("fsdp2", (), 2), ("deepspeed_stage_3", (), 2)]
 CELLS = [
-    pytest.param(["strategy=ddp"], None, id="ddp"),
-    pytest.param(["strategy=ddp"], 1, id="ddp-1", marks=pytest.mark.slow),
-    pytest.param(["strategy=ddp"], 2, id="ddp-2", marks=pytest.mark.slow),
-    pytest.param(["strategy=ddp"], 4, id="ddp-4", marks=pytest.mark.slow),
+    pytest.param(
+        [f"strategy={name}", *more],
+        size,
+        id="-".join([name, *more, str(size)]),
+        marks=() if (name, more, size) in FAST else pytest.mark.slow,
+    )
+    for name, more in STRATEGIES
+    for size in (1, 2, 4)
 ]
 
 
 @pytest.mark.parametrize("overrides, micro_batch_size", CELLS)
-def test_two_ranks_take_the_steps_of_one(alone, prompts, tmp_path, overrides: list[str], micro_batch_size: int | None):
-    size = f"objective.micro_batch_size={micro_batch_size or 'null'}"
+def test_two_ranks_take_the_steps_of_one(alone, prompts, tmp_path, overrides: list[str], micro_batch_size: int):
+    size = f"objective.micro_batch_size={micro_batch_size}"
+    overrides = [*overrides, "trainer.precision=32-true"]
     ranks = on_ranks(trajectory, tmp_path / "call", prompts, tmp_path / "run", "trainer.devices=2", size, *overrides)
     for found in (ranks[0], {**ranks[1], "rows": ranks[0]["rows"]}):
         apart = difference(alone, found)
         assert all(value <= 1e-5 for value in apart.values()), apart
+
+
+def uncured(*arguments: Any) -> dict[str, Any]:
+    """A trajectory without the word to DeepSpeed that a new pass begins."""
+    from egrpo.training.zero import ZeroEngine
+
+    ZeroEngine.next_pass = lambda self, last: None  # type: ignore[method-assign]
+    return trajectory(*arguments)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.slow
+def test_without_the_cure_earlier_micro_batches_are_lost(alone, prompts, tmp_path, stage: int):
+    words = ("trainer.devices=2", f"strategy=deepspeed_stage_{stage}", "trainer.precision=32-true")
+    words += ("objective.micro_batch_size=1",)
+    ranks = on_ranks(uncured, tmp_path / "call", prompts, tmp_path / "run", *words)
+    assert difference(alone, ranks[0])["train/grad_norm"] > 0.01
 
 
 def test_the_trajectory_can_tell(alone):
