@@ -16,8 +16,9 @@ from egrpo.policy.loading import begin_of_image_token, freeze_all_but, keep_buff
 from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.prompting import encode, fit_prompt
 from egrpo.policy.randomness import SampleKey, sample_uniforms
-from egrpo.policy.sampling import Drawn, draw_image_tokens, draw_text_tokens, grid_size, pad_token
+from egrpo.policy.sampling import draw_image_tokens, draw_text_tokens, grid_size, pad_token
 from egrpo.policy.scoring import score_rollout
+from egrpo.policy.segments import chunks, segment_of, widened
 from egrpo.policy.templates import Templates
 from egrpo.types import PromptRecord, Rollout, Segment, TokenScores
 
@@ -159,7 +160,7 @@ class JanusPolicy(nn.Module):
         if not prompts:
             raise ValueError("a rollout needs at least one prompt and a group size of at least 1")
         keys = [(seed, step, text, sample_offset + i) for text in texts for i in range(group_size)]
-        rows = _chunks(len(prompts), chunk)
+        rows = chunks(len(prompts), chunk)
         source = None if greedy else keys
         with evaluating(self.model):
             text, plans, truncated = None, None, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
@@ -243,7 +244,7 @@ class JanusPolicy(nn.Module):
         ]
         # Padding of shorter chunks is what a joint run would have drawn: end-of-sequence, not counted.
         longest = max(part.tokens.shape[1] for part in drawn)
-        return _segment(ids, mask, [_widened(part, longest, eos) for part in drawn]), torch.cat(
+        return segment_of(ids, mask, [widened(part, longest, eos) for part in drawn]), torch.cat(
             [part.truncated for part in drawn]
         )
 
@@ -277,7 +278,7 @@ class JanusPolicy(nn.Module):
             )
             for part in rows
         ]
-        return _segment(ids, mask, drawn)
+        return segment_of(ids, mask, drawn)
 
     def _uniforms(self, keys: list[SampleKey] | None, rows: slice, num_tokens: int, domain: str) -> Tensor | None:
         return None if keys is None else sample_uniforms(keys[rows], num_tokens, domain=domain).to(self.device)
@@ -285,30 +286,3 @@ class JanusPolicy(nn.Module):
     def _decode_plans(self, text: Segment) -> list[str]:
         rows = [tokens[mask].tolist() for tokens, mask in zip(text.tokens.cpu(), text.mask.cpu(), strict=True)]
         return [str(self.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
-
-
-def _chunks(count: int, size: int | None) -> list[slice]:
-    size = size or count
-    return [slice(start, start + size) for start in range(0, count, size)]
-
-
-def _widened(drawn: Drawn, length: int, eos: int | None) -> Drawn:
-    missing = length - drawn.tokens.shape[1]
-    if not missing:
-        return drawn
-
-    def pad(values: Tensor, value: float) -> Tensor:
-        return nn.functional.pad(values, (0, missing), value=value)
-
-    return Drawn(
-        pad(drawn.tokens, eos or 0),
-        pad(drawn.mask, False),
-        pad(drawn.logps, 0.0),
-        pad(drawn.entropy, 0.0),
-        drawn.truncated,
-    )
-
-
-def _segment(ids: Tensor, mask: Tensor, drawn: list[Drawn]) -> Segment:
-    parts = [torch.cat([getattr(part, name) for part in drawn]) for name in ("tokens", "mask", "logps", "entropy")]
-    return Segment(ids, mask, *parts)
