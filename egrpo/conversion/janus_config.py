@@ -98,40 +98,7 @@ def native_config(original: Mapping[str, Any], dims: Mapping[str, Any], ids: Tok
     vision, vq = SIGLIP_LARGE | dict(dims.get("vision", {})), VQ_16 | dict(dims.get("vq", {}))
     _check(original, dims, vq, where)
     try:
-        aligner, tower, codes, gen_aligner, head = (
-            original[f"{name}_config"]["params"]
-            for name in ("aligner", "vision", "gen_vision", "gen_aligner", "gen_head")
-        )
-        side = tower.get("image_size", vision["image_size"])
-        vision_config = {
-            "hidden_size": vision["width"],
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["heads"],
-            "mlp_ratio": vision["mlp_ratio"],
-            "patch_size": vision["patch_size"],
-            "image_size": side,
-            "layer_norm_eps": vision["layer_norm_eps"],
-            "projection_dim": aligner["n_embed"],
-            "depth": aligner["depth"],
-            "num_image_tokens": (side // vision["patch_size"]) ** 2,
-        }
-        vq_config = {
-            "embed_dim": codes["n_embed"],
-            "num_embeddings": codes["image_token_size"],
-            "latent_channels": vq["z_channels"],
-            "base_channels": vq["base_channels"],
-            "channel_multiplier": vq["channel_multiplier"],
-            "num_res_blocks": vq["num_res_blocks"],
-            "num_hidden_layers": gen_aligner["depth"],
-            # Named the other way round there: n_embed is what the head reads, image_token_embed its inside.
-            "image_token_embed_dim": head["n_embed"],
-            "projection_dim": head["image_token_embed"],
-        }
-        if gen_aligner["n_embed"] != head["image_token_embed"]:  # one number in the native model
-            raise ConversionError(
-                f"{where}: gen_aligner_config's n_embed {gen_aligner['n_embed']} is not gen_head_config's "
-                f"image_token_embed {head['image_token_embed']}; the native Janus has one width for both"
-            )
+        vision_config, vq_config = _vision(original, vision), _vq(original, vq, where)
         text_config = _llama(original["language_config"], ids, where)
     except KeyError as error:
         raise ConversionError(f"{where} has no {error}: it must be the configuration of the original Janus") from error
@@ -143,6 +110,51 @@ def native_config(original: Mapping[str, Any], dims: Mapping[str, Any], ids: Tok
         tie_word_embeddings=False,  # True by default, and the text head would be lost at loading
         **placeholder,
     )
+
+
+def _params(original: Mapping[str, Any], name: str) -> Any:
+    return original[f"{name}_config"]["params"]
+
+
+def _vision(original: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The native vision tower and aligner; `sizes` are those that the original fixes by name."""
+    aligner, tower = (_params(original, name) for name in ("aligner", "vision"))
+    side = tower.get("image_size", sizes["image_size"])
+    return {
+        "hidden_size": sizes["width"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "mlp_ratio": sizes["mlp_ratio"],
+        "patch_size": sizes["patch_size"],
+        "image_size": side,
+        "layer_norm_eps": sizes["layer_norm_eps"],
+        "projection_dim": aligner["n_embed"],
+        "depth": aligner["depth"],
+        "num_image_tokens": (side // sizes["patch_size"]) ** 2,
+    }
+
+
+def _vq(original: Mapping[str, Any], sizes: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """The native VQ model, its aligner and its head; `sizes` are those that the original fixes by name."""
+    codes, aligner, head = (_params(original, name) for name in ("gen_vision", "gen_aligner", "gen_head"))
+    native = {
+        "embed_dim": codes["n_embed"],
+        "num_embeddings": codes["image_token_size"],
+        "latent_channels": sizes["z_channels"],
+        "base_channels": sizes["base_channels"],
+        "channel_multiplier": sizes["channel_multiplier"],
+        "num_res_blocks": sizes["num_res_blocks"],
+        "num_hidden_layers": aligner["depth"],
+        # Named the other way round there: n_embed is what the head reads, image_token_embed its inside.
+        "image_token_embed_dim": head["n_embed"],
+        "projection_dim": head["image_token_embed"],
+    }
+    if aligner["n_embed"] != head["image_token_embed"]:  # one number in the native model
+        raise ConversionError(
+            f"{where}: gen_aligner_config's n_embed {aligner['n_embed']} is not gen_head_config's "
+            f"image_token_embed {head['image_token_embed']}; the native Janus has one width for both"
+        )
+    return native
 
 
 def _llama(given: Mapping[str, Any], ids: TokenIds, where: Path) -> dict[str, Any]:
