@@ -29,6 +29,16 @@ def settings() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def recipes() -> dict[str, Any]:
+    """The networks of conf/pretrain_rewards.yaml."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("pretrain_rewards", overrides=["target=unused"])
+    container = OmegaConf.to_container(cfg.networks, resolve=True)
+    assert isinstance(container, dict)
+    return {str(name): {k: v for k, v in recipe.items() if k[0] != "_"} for name, recipe in container.items()}
+
+
+@pytest.fixture(scope="session")
 def templates(settings: dict[str, Any]) -> Templates:
     return Templates(**settings["model"]["templates"])
 
