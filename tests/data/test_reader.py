@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from egrpo.data import PromptFileError, PromptRecord, read_prompts
+from egrpo.data.records import LOCALITIES
+from egrpo.rewards.detection_rules import DIRECTIONS, NEARNESS
 
 GOOD = {"prompt": "a cat", "nouns": ["cat"], "task_type": "object"}
 SPATIAL = {"obj1": "cat", "obj2": "dog", "locality": "left of"}
+BOTH = {**GOOD, "nouns": ["cat", "dog"], "task_type": "spatial", "spatial_info": SPATIAL}
+COUNTED = {**GOOD, "task_type": "numeracy", "numeracy_info": [{"obj_name": "cat", "num": 2}]}
 
 
 def write(path: Path, *lines: dict | str | bytes) -> Path:
@@ -48,14 +52,14 @@ def test_fields_and_extra_keys(tmp_path: Path) -> None:
         tmp_path / "p.jsonl",
         {**GOOD, "attr_nouns": ["red cat"], "spatial_info": None, "source": "own", "weight": 2},
         {**GOOD, "task_type": "complex", "spatial_info": SPATIAL},
-        {**GOOD, "task_type": "numeracy", "numeracy_info": numeracy, "nouns": []},
+        {**GOOD, "task_type": "numeracy", "numeracy_info": numeracy},
     )
     assert read_prompts(path) == [
         PromptRecord(
             "a cat", ["cat"], attr_nouns=["red cat"], task_type="object", extra={"source": "own", "weight": 2}
         ),
         PromptRecord("a cat", ["cat"], spatial_info=SPATIAL, task_type="complex"),
-        PromptRecord("a cat", [], numeracy_info=numeracy, task_type="numeracy"),
+        PromptRecord("a cat", ["cat"], numeracy_info=numeracy, task_type="numeracy"),
     ]
 
 
@@ -107,6 +111,20 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> No
         ({**GOOD, "numeracy_info": [{"obj_name": "cat", "num": True}]}, "positive whole", "num"),
         ({**GOOD, "numeracy_info": [{"obj_name": "cat", "num": "2"}]}, "positive whole", "unquoted"),
         ({**GOOD, "numeracy_info": [{"obj_name": "a", "num": 1}, {"num": 1}]}, "entry 2 of", "obj_name"),
+        ({**BOTH, "nouns": ["dog"]}, '"obj1" of "spatial_info" is \'cat\', which is not among', 'add "cat" to "nouns"'),
+        ({**BOTH, "nouns": ["cat", "dogs"]}, '"obj2" of "spatial_info" is \'dog\'', 'add "dog" to "nouns"'),
+        (
+            {**BOTH, "spatial_info": {**SPATIAL, "locality": "Left-of"}},
+            "is 'Left-of', for which there is no rule",
+            'did you mean "left of"? valid are on the right of, right of',
+        ),
+        ({**BOTH, "spatial_info": {**SPATIAL, "locality": "inside"}}, "'inside', for which", "valid are on the right"),
+        ({**COUNTED, "nouns": []}, '"obj_name" in entry 1 of "numeracy_info" is \'cat\'', 'add "cat" to "nouns"'),
+        (
+            {**COUNTED, "numeracy_info": [{"obj_name": "cat", "num": 1}, {"obj_name": "süße cat", "num": 1}]},
+            "in entry 2 of \"numeracy_info\" is 'süße cat'",
+            'add "süße cat" to "nouns", spelt alike',
+        ),
     ],
 )
 def test_each_fault_is_named_with_its_line_and_its_mend(
@@ -117,6 +135,26 @@ def test_each_fault_is_named_with_its_line_and_its_mend(
     assert number == 3
     assert fault in found_fault
     assert mend in found_mend
+
+
+@pytest.mark.parametrize("task", ["complex", "non", "object"])
+def test_only_the_tasks_that_are_judged_by_place_or_number_need_what_the_detector_knows(
+    tmp_path: Path, task: str
+) -> None:
+    counts = [{"obj_name": "bird", "num": 2}]
+    info = {"obj1": "bird", "obj2": "tree", "locality": "inside"}
+    other = {**GOOD, "nouns": [], "spatial_info": info, "numeracy_info": counts, "task_type": task}
+    path = write(tmp_path / "p.jsonl", other, BOTH, COUNTED)
+    assert [record.task_type for record in read_prompts(path)] == [task, "spatial", "numeracy"]
+
+
+def test_localities_are_those_of_the_detectors_rules() -> None:
+    assert sorted(LOCALITIES) == sorted([*DIRECTIONS, *NEARNESS])
+
+
+@pytest.mark.parametrize("name, count", [("train", 1600), ("validation", 800)])
+def test_shapes_prompts_are_read(name: str, count: int) -> None:
+    assert len(read_prompts(f"package:egrpo/shapes/assets/prompts/{name}.jsonl")) == count
 
 
 def test_all_bad_lines_at_once_and_several_faults_of_one_line(tmp_path: Path) -> None:
