@@ -98,5 +98,6 @@ class DeepSpeed(strategies.DeepSpeedStrategy):
     def _weights(self, path: Path) -> dict[str, torch.Tensor]:
         weights = saved_weights(path) if self.global_rank == 0 or not self.zero_stage_3 else {}
         if weights:
+            assert self.lightning_module is not None
             check_names(weights, trained_names(self.lightning_module))
         return weights
