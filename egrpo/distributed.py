@@ -29,7 +29,11 @@ def connect() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # torchrun keeps its store over restarts, and a peer's address of the earlier attempt leads nowhere.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"egrpo_attempt_{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     atexit.register(disconnect)
 
 

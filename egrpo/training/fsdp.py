@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,12 @@ class FSDPEngine(Engine):
         for part in (policy, reference):
             if not isinstance(part, nn.Module):
                 continue  # the policy with its adapter off
-            models = [m for m in part.modules() if hasattr(m, "embed_tokens") and hasattr(m, "layers")]
-            for layer in (layer for model in models for layer in cast(nn.ModuleList, model.layers)):
+            models: list[Any] = [m for m in part.modules() if hasattr(m, "embed_tokens") and hasattr(m, "layers")]
+            for layer in (layer for model in models for layer in model.layers):
                 fully_shard(layer, mesh=mesh)
             fully_shard(part, mesh=mesh, ignored_params=_small_and_frozen(policy) if part is policy else None)
-            part._get_fsdp_state()._lazy_init()  # type: ignore[operator]  # the root first: rollouts gather before the first forward
+            root: Any = part
+            root._get_fsdp_state()._lazy_init()  # the root first: rollouts gather before the first forward
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
