@@ -14,11 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, GroundingDinoForObjectDetection
 
 from egrpo.rewards.detection_rules import QUIRKS, RULES, Detection, detection_prompt, detection_score, has_rule
-from egrpo.rewards.placement import Placement, model_folder
+from egrpo.rewards.placement import Placement, float32_default, model_folder
 from egrpo.rewards.pretrained import (
     check_batch_size,
     check_pairs,
-    float32_default,
     load_image_processor,
     load_model,
     load_tokenizer,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from egrpo.rewards.base import PartialRewardError, Reward, RewardError
+from egrpo.rewards.placement import float32_default
 from egrpo.types import PromptRecord
 
 log = logging.getLogger(__name__)
@@ -95,19 +95,8 @@ def _measured(reward: Reward, images: list[Image.Image], records: list[PromptRec
 
 
 def _called(reward: Reward, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
-    with _float32_default():
+    with float32_default():
         return _checked(reward(images, records), len(images))
-
-
-@contextmanager
-def _float32_default() -> Iterator[None]:
-    """Lightning's half precisions change torch's default type within a step, which no reward expects."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _checked(values: Any, count: int) -> Tensor:

@@ -94,6 +94,18 @@ def converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+@contextmanager
+def float32_default() -> Iterator[None]:
+    """Within, tensors of no stated type are float32: Lightning's half precisions change torch's default within a step,
+    which neither rewards nor transformers expect."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def in_batches(
     score: Callable[[list[Image.Image], list[PromptRecord]], Tensor],
     images: list[Image.Image],

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoImageProcessor, AutoTokenizer
 
 
@@ -60,14 +58,3 @@ def check_pairs(images: Sequence[Any], records: Sequence[Any]) -> None:
 def unicode_text(text: str) -> str:
     """`text` of equal length with ? for each half of a surrogate pair, at which the tokenizers would raise."""
     return text.encode("utf-8", "replace").decode()
-
-
-@contextmanager
-def float32_default() -> Iterator[None]:
-    """Within, tensors of no stated type are float32, as code of transformers that makes some expects."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
