@@ -22,7 +22,7 @@ STRATEGIES = [
         ("ddp", pytest.mark.slow),
         ("fsdp2", pytest.mark.slow),
         ("deepspeed_stage_2", pytest.mark.slow),
-        ("deepspeed_stage_3", []),
+        ("deepspeed_stage_3", pytest.mark.slow),
     ]
 ]
 
