@@ -67,26 +67,33 @@ def policy_loss(
     mask = mask.bool()
     dtype = torch.promote_types(logps.dtype, torch.float32)
 
+    tokens = _tokens(denominator, mask).to(dtype)
+
     def counted(values: Tensor) -> Tensor:
         # Before any arithmetic: garbage at masked positions meets no exp whose gradient would be nan, and with zeros
         # all through, ratio * A and k3 are 0 there.
         return torch.where(mask, values.to(dtype), 0.0)
-
-    def per_token(values: Tensor) -> Tensor:
-        return values.sum() / tokens if tokens.dim() == 0 else (values.sum(dim=1) / tokens).sum()
-
-    total = mask.sum() if denominator is None else torch.as_tensor(denominator, device=logps.device)
-    if total.dim() and total.shape != logps.shape[:1]:
-        raise ValueError(f"policy_loss: denominator has shape {list(total.shape)}; pass one number, or [N]")
-    tokens = torch.where(total == 0, 1, total).detach().to(dtype)
 
     logps = counted(logps)
     advantages = counted(token_advantages.detach())
     ratio = torch.exp(logps - (logps.detach() if old_logps is None else counted(old_logps.detach())))
     objective, clipped = _clipped_objective(ratio, advantages, clip_low, clip_high)
     kl = k3_kl(logps, counted(ref_logps.detach()))
-    loss = per_token(beta * kl - objective)
-    return loss, {"kl": per_token(kl.detach()), "clip_fraction": per_token(clipped.to(dtype))}
+    metrics = {"kl": _per_token(kl.detach(), tokens), "clip_fraction": _per_token(clipped.to(dtype), tokens)}
+    return _per_token(beta * kl - objective, tokens), metrics
+
+
+def _tokens(denominator: Tensor | float | None, mask: Tensor) -> Tensor:
+    """What sums are divided by, 0-d or [N] of N sequences; 0 becomes 1."""
+    total = mask.sum() if denominator is None else torch.as_tensor(denominator, device=mask.device).detach()
+    if total.dim() and total.shape != mask.shape[:1]:
+        raise ValueError(f"policy_loss: denominator has shape {list(total.shape)}; pass one number, or [N]")
+    return torch.where(total == 0, 1, total)
+
+
+def _per_token(values: Tensor, tokens: Tensor) -> Tensor:
+    """Sum of [N, T] over `tokens`, each sequence over its own where there are [N]; 0-d."""
+    return values.sum() / tokens if tokens.dim() == 0 else (values.sum(dim=1) / tokens).sum()
 
 
 def _check_shapes(logps: Tensor, **others: Tensor | None) -> None:
