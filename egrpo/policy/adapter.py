@@ -15,6 +15,7 @@ from torch import nn
 from egrpo.policy.backbone import Backbone, evaluating
 from egrpo.policy.janus import JanusPolicy
 from egrpo.policy.scoring import score_rollout
+from egrpo.precision import keep_buffer_types
 from egrpo.types import Rollout, TokenScores
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,6 +66,8 @@ class FrozenReference(nn.Module):
         trained = {name: part for name, part in own.items() if any(p.requires_grad for p in part.parameters())}
         if model is None and policy.load_again and any(hasattr(p, "ds_id") for p in policy.parameters()):
             model = policy.load_again()  # divided among ranks by ZeRO while it was loaded
+        if model is not None:
+            keep_buffer_types(model)  # copies of the policy's modules do so already
         # One copy of all at once keeps tied weights tied.
         source = copy.deepcopy(trained) if model is None else {n: Backbone.of(model).modules()[n] for n in trained}
         self.copies = nn.ModuleDict(source).requires_grad_(False).eval()

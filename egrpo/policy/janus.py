@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from egrpo.policy.backbone import Backbone, evaluating
 from egrpo.policy.layout import check_padding, image_context, pad_rows
-from egrpo.policy.loading import begin_of_image_token, freeze_all_but, keep_buffer_types, load_janus, merged_state_dict
+from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janus, merged_state_dict
 from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.prompting import encode, fit_prompt
 from egrpo.policy.randomness import SampleKey, sample_uniforms
@@ -20,6 +20,7 @@ from egrpo.policy.sampling import draw_image_tokens, draw_text_tokens, grid_size
 from egrpo.policy.scoring import score_rollout
 from egrpo.policy.segments import chunks, segment_of, widened
 from egrpo.policy.templates import Templates
+from egrpo.precision import keep_buffer_types
 from egrpo.types import PromptRecord, Rollout, Segment, TokenScores
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the Janus checkpoint at {path} lacks {len(missing)} weights, {missing[0]} among them")
-    keep_buffer_types(model)
     return model, _load_processor(path)
 
 
@@ -111,26 +109,6 @@ def freeze_all_but(model: nn.Module, trainable: Sequence[str]) -> None:
     model.requires_grad_(False)
     for part in chosen:
         part.requires_grad_(True)
-
-
-def keep_buffer_types(model: nn.Module) -> None:
-    """Lets `model.to(dtype)` and its like leave the type of buffers that are no part of a checkpoint.
-
-    Lightning and DeepSpeed convert a whole model to bfloat16, rotary frequencies too, which would shift the angle of a
-    token at position 1,000 by more than a radian: the policy in training would not be the one that is exported.
-    """
-    for module in model.modules():
-        if module._non_persistent_buffers_set:
-            module._apply = MethodType(_apply_keeping, module)  # type: ignore[method-assign]
-
-
-def _apply_keeping(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
-    buffers = {name: self._buffers.get(name) for name in self._non_persistent_buffers_set}
-    type(self)._apply(self, fn, recurse)
-    for name, buffer in buffers.items():
-        if buffer is not None and buffer.is_floating_point() and not buffer.is_meta:
-            self._buffers[name] = buffer.to(self._buffers[name].device)  # type: ignore[union-attr]
-    return self
 
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -13,16 +13,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, GroundingDinoForObjectDetection
 
+from egrpo.precision import float32_default
 from egrpo.rewards.detection_rules import QUIRKS, RULES, Detection, detection_prompt, detection_score, has_rule
-from egrpo.rewards.placement import Placement, float32_default, model_folder
-from egrpo.rewards.pretrained import (
-    check_batch_size,
-    check_pairs,
-    load_image_processor,
-    load_model,
-    load_tokenizer,
-    unicode_text,
-)
+from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, model_folder
+from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
 from egrpo.types import PromptRecord
 
 DELIMITERS = [101, 102, 1012, 1029]  # [CLS], [SEP], "." and "?": where the native model cuts a caption, in its code

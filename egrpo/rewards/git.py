@@ -10,15 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, GitForCausalLM
 
-from egrpo.rewards.placement import Placement, in_batches, model_folder
-from egrpo.rewards.pretrained import (
-    check_batch_size,
-    check_pairs,
-    load_image_processor,
-    load_model,
-    load_tokenizer,
-    unicode_text,
-)
+from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, in_batches, model_folder
+from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
 from egrpo.types import PromptRecord
 
 UNASKED = ("spatial", "numeracy")  # task types whose prompts T2I-R1 does not ask about; they score 0

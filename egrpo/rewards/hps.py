@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from egrpo.rewards.placement import Placement, in_batches, model_folder
-from egrpo.rewards.pretrained import check_batch_size, check_pairs, load_image_processor, load_model, load_tokenizer
+from egrpo.rewards.placement import Placement, check_batch_size, in_batches, model_folder
+from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
 from egrpo.types import PromptRecord
 
 
@@ -66,7 +66,6 @@ class HPSReward:
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images of any sizes and N records -> [N] float32."""
-        check_pairs(images, records)
         with self.placement() as model:
             return in_batches(lambda i, r: self._score(model, i, r), images, records, self.batch_size)
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from egrpo.precision import float32_default
 from egrpo.rewards.base import PartialRewardError, Reward, RewardError
-from egrpo.rewards.placement import float32_default
 from egrpo.types import PromptRecord
 
 log = logging.getLogger(__name__)

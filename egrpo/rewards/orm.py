@@ -13,15 +13,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration, TopKLogitsWarper, TopPLogitsWarper
 
-from egrpo.rewards.placement import Placement, in_batches, model_folder
-from egrpo.rewards.pretrained import (
-    check_batch_size,
-    check_pairs,
-    load_image_processor,
-    load_model,
-    load_tokenizer,
-    unicode_text,
-)
+from egrpo.rewards.placement import Placement, check_batch_size, in_batches, model_folder
+from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
 from egrpo.types import PromptRecord
 
 MODES = ("deterministic", "published")
@@ -97,7 +90,6 @@ class ORMReward:
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and N records -> [N] float32, 0..1."""
-        check_pairs(images, records)
         with self.placement() as model:
             return in_batches(lambda i, r: self._score(model, i, r), images, records, self.batch_size)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from egrpo.paths import resolve
+from egrpo.precision import keep_buffer_types
 from egrpo.types import PromptRecord
 
 
@@ -64,7 +66,8 @@ class Placement:
             raise ValueError(f"dtype={dtype!r} is no floating-point type: use float32, bfloat16 or float16")
         self.device, self.offload = pick_device(device), offload
         home = torch.device("cpu") if offload else self.device
-        self.model = converted(model.eval().requires_grad_(False), self.dtype).to(home)
+        keep_buffer_types(model)
+        self.model = model.eval().requires_grad_(False).to(home, self.dtype)
 
     @contextmanager
     def __call__(self) -> Iterator[nn.Module]:
@@ -79,31 +82,16 @@ class Placement:
                 self.model.to("cpu")
 
 
-def converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model with weights of another type, in place.
-
-    Buffers that are no part of a checkpoint keep theirs: rotary frequencies in bfloat16 would shift the angle of a
-    token at position 1,000 by more than a radian.
-    """
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
-                setattr(module, name, buffer.to(dtype))
-    return model
+def check_batch_size(batch_size: int) -> None:
+    """Raises a ValueError where it is below 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} of a reward: give at least 1")
 
 
-@contextmanager
-def float32_default() -> Iterator[None]:
-    """Within, tensors of no stated type are float32: Lightning's half precisions change torch's default within a step,
-    which neither rewards nor transformers expect."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def check_pairs(images: Sequence[Any], records: Sequence[Any]) -> None:
+    """Raises a ValueError where there are not as many records as images."""
+    if len(images) != len(records):
+        raise ValueError(f"a reward got {len(images)} images and {len(records)} records: give one record an image")
 
 
 def in_batches(
@@ -117,10 +105,8 @@ def in_batches(
     Raises:
         ValueError: `batch_size` is below 1, or there are not as many records as images.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} of a reward: give at least 1")
-    if len(images) != len(records):
-        raise ValueError(f"a reward got {len(images)} images and {len(records)} records: give one record an image")
+    check_batch_size(batch_size)
+    check_pairs(images, records)
     parts = [
         score(images[first : first + batch_size], records[first : first + batch_size]).float().cpu()
         for first in range(0, len(images), batch_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +40,6 @@ def load_tokenizer(folder: Path) -> Any:
 def load_image_processor(folder: Path) -> Any:
     """The image processor of a directory, from local files alone, in the form that needs PIL and numpy only."""
     return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raises a ValueError where it is below 1."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} of a reward: give at least 1")
-
-
-def check_pairs(images: Sequence[Any], records: Sequence[Any]) -> None:
-    """Raises a ValueError where there are not as many records as images."""
-    if len(images) != len(records):
-        raise ValueError(f"a reward got {len(images)} images and {len(records)} records: give one record an image")
 
 
 def unicode_text(text: str) -> str:
