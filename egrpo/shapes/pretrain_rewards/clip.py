@@ -20,7 +20,6 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from egrpo.shapes import atlas, oracle
 from egrpo.shapes.oracle import spec_of
@@ -28,7 +27,7 @@ from egrpo.shapes.plans import draw_scene
 from egrpo.shapes.pretrain_rewards import examples
 from egrpo.shapes.pretrain_rewards.clip_targets import ASKED, SHOWN, asked_targets, cell_targets, shown_targets
 from egrpo.shapes.pretrain_rewards.optim import Optimizers
-from egrpo.shapes.pretrain_rewards.store import save_half
+from egrpo.shapes.pretrain_rewards.store import save_clip_like
 from egrpo.shapes.pretrain_rewards.words import clip_tokenizer
 from egrpo.shapes.scene import GRID, Thing, judge
 from egrpo.types import TASK_TYPES, PromptRecord
@@ -207,14 +206,7 @@ def train(
         if step % 50 == 0:
             told = ", ".join(f"{name} {loss.item():.3f}" for name, loss in parts.items())
             log.info("hps %d/%d: %s, %.0f s", step, steps, told, time.monotonic() - start)
-    save_half(model.eval(), target)
-    tokenizer.save_pretrained(target)
-    CLIPImageProcessorPil(
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-        size={"shortest_edge": atlas.SIDE},
-        crop_size={"height": atlas.SIDE, "width": atlas.SIDE},
-    ).save_pretrained(target)
+    save_clip_like(model, tokenizer, target)
 
 
 @torch.no_grad()

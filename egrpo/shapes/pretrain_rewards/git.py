@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertTokenizer, GitConfig, GitForCausalLM
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from egrpo.shapes import atlas
 from egrpo.shapes.oracle import spec_of
@@ -27,7 +26,7 @@ from egrpo.shapes.pretrain_rewards.clip import sum_entropies
 from egrpo.shapes.pretrain_rewards.clip_targets import cell_targets
 from egrpo.shapes.pretrain_rewards.optim import Optimizers
 from egrpo.shapes.pretrain_rewards.phrases import Question, ask_some, asked_by
-from egrpo.shapes.pretrain_rewards.store import save_half
+from egrpo.shapes.pretrain_rewards.store import save_clip_like
 from egrpo.shapes.pretrain_rewards.words import bert_tokenizer
 from egrpo.shapes.scene import Part, Thing
 
@@ -186,14 +185,7 @@ def train(
         if step % 50 == 0:
             told = ", ".join(f"{name} {loss.item():.3f}" for name, loss in parts.items())
             log.info("git %d/%d: %s, %.0f s", step, steps, told, time.monotonic() - start)
-    save_half(model.eval(), target)
-    tokenizer.save_pretrained(target)
-    CLIPImageProcessorPil(
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-        size={"shortest_edge": atlas.SIDE},
-        crop_size={"height": atlas.SIDE, "width": atlas.SIDE},
-    ).save_pretrained(target)
+    save_clip_like(model, tokenizer, target)
 
 
 @torch.no_grad()

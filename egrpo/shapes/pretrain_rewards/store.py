@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from egrpo.shapes import atlas
 
 
 def save_half(model: Any, target: Path) -> None:
@@ -19,3 +22,15 @@ def save_half(model: Any, target: Path) -> None:
         if "dtype" in part:
             part["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_clip_like(model: Any, tokenizer: Any, target: Path) -> None:
+    """Writes a trained network, its tokenizer, and CLIP's image processor for the world's pictures into `target`."""
+    save_half(model.eval(), target)
+    tokenizer.save_pretrained(target)
+    CLIPImageProcessorPil(
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        size={"shortest_edge": atlas.SIDE},
+        crop_size={"height": atlas.SIDE, "width": atlas.SIDE},
+    ).save_pretrained(target)
