@@ -38,17 +38,6 @@ def edit(path: Path, dotted: str, value: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def shard(folder: Path, state: dict[str, Tensor], suffix: str) -> None:
-    """Three files and their index."""
-    stem, map_ = {"safetensors": "model", "bin": "pytorch_model"}[suffix], {}
-    for number in range(3):
-        part = dict(list(state.items())[number::3])
-        name = f"{stem}-{number + 1:05}-of-00003.{suffix}"
-        save_file(part, folder / name) if suffix == "safetensors" else torch.save(part, folder / name)
-        map_ |= dict.fromkeys(part, name)
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": map_}))
-
-
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 

@@ -25,7 +25,8 @@ from egrpo.conversion.janus_names import (
 )
 from egrpo.policy.loading import begin_of_image_token
 from egrpo.policy.sampling import pad_token
-from tests.conversion.janus_pieces import NATIVE_CODEBOOK, QKV, command, edit, same_files, shard, write
+from tests.conversion.janus_pieces import NATIVE_CODEBOOK, QKV, command, edit, same_files, write
+from tests.conversion.shards import shard
 
 
 def test_plain_transformers_loads_the_directory(janus_converted: Path) -> None:
@@ -136,14 +137,16 @@ def test_the_command(janus_source: Path, janus_converted: Path, tmp_path: Path) 
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from egrpo.conversion import janus, janus_original
-status = open("/proc/self/status").read()
-before = int(status.split("VmRSS:")[1].split()[0])
+def memory(key):
+    # Of this program alone: ru_maxrss begins with what the process held before it became this program.
+    return int(open("/proc/self/status").read().split(key + ":")[1].split()[0])
+before = memory("VmRSS")
 module = {"janus": janus, "janus_original": janus_original}[sys.argv[1]]
 module.convert(Path(sys.argv[2]), Path(sys.argv[3]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(memory("VmHWM") - before)
 """
 
 

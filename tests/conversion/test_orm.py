@@ -21,6 +21,7 @@ from egrpo.conversion.checkpoints import ConversionError, load_sharded
 from egrpo.conversion.orm import SIGLIP_SO400M, TOWER, convert
 from egrpo.rewards.orm import ORMReward
 from egrpo.types import PromptRecord
+from tests.conversion.shards import shard
 
 REPO = Path(__file__).resolve().parents[2]
 IMAGE_ID = 473  # the first that the tokenizer leaves free
@@ -60,17 +61,6 @@ def write(folder: Path, state: dict[str, Tensor]) -> None:
 
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def shard(folder: Path, state: dict[str, Tensor], suffix: str) -> None:
-    """Three files and their index, as transformers names them."""
-    stem, map_ = {"safetensors": "model", "bin": "pytorch_model"}[suffix], {}
-    for number in range(3):
-        part = dict(list(state.items())[number::3])
-        name = f"{stem}-{number + 1:05}-of-00003.{suffix}"
-        save_file(part, folder / name) if suffix == "safetensors" else torch.save(part, folder / name)
-        map_ |= dict.fromkeys(part, name)
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": map_}))
 
 
 def test_plain_transformers_loads_the_directory(converted: Path, source: Path) -> None:
