@@ -33,6 +33,7 @@ def test_two_ranks_take_the_steps_of_one(alone, prompts, tmp_path, overrides: li
     size = f"objective.micro_batch_size={micro_batch_size}"
     overrides = [*overrides, "trainer.precision=32-true"]
     ranks = on_ranks(trajectory, tmp_path / "call", prompts, tmp_path / "run", "trainer.devices=2", size, *overrides)
+    assert all(a != b for a, b in zip(ranks[0]["plan_tokens"], ranks[1]["plan_tokens"]))  # or this would show little
     for found in (ranks[0], {**ranks[1], "rows": ranks[0]["rows"]}):
         apart = difference(alone, found)
         assert all(value <= 1e-5 for value in apart.values()), apart

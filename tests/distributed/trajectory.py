@@ -17,6 +17,7 @@ SETTINGS = (
     "trainer.max_steps=5",
     "trainer.num_nodes=1",
     "model.max_plan_tokens=24",  # plans end at different lengths
+    "model.chunk_size=16",  # so heads run another number of times for each
     "rollout.group_size=4",
     "data.prompts_per_step=2",
     "optimizer.lr=1e-4",
@@ -37,10 +38,23 @@ def trajectory(prompts: Path, folder: Path, *overrides: str) -> dict[str, Any]:
     trainer: Trainer = instantiate(
         cfg.trainer, logger=[MetricsFile(str(folder))], callbacks=[], enable_checkpointing=False, _convert_="object"
     )
+    drawn: list[int] = []  # counted plan tokens of each step
+    sample = module.sample
+
+    def counted(*arguments: Any) -> Any:
+        rollout = sample(*arguments)
+        drawn.append(int(rollout.text.mask.sum()))
+        return rollout
+
+    module.sample = counted  # type: ignore[method-assign]
     trainer.fit(module, datamodule=instantiate(cfg.data))
     weights = full_weights(module)
     rows = metrics(folder) if distributed.rank() == 0 else []
-    return {"rows": [{name: float(row[name]) for name in METRICS} for row in rows], "weights": weights}
+    return {
+        "rows": [{name: float(row[name]) for name in METRICS} for row in rows],
+        "weights": weights,
+        "plan_tokens": drawn,
+    }
 
 
 def full_weights(module: Any) -> dict[str, torch.Tensor]:
