@@ -41,6 +41,20 @@ class ZeroEngine(Engine):
             self._kept_alive = HfDeepSpeedConfig(config)
         yield
 
+    def divide(self, policy: Any, reference: Any) -> None:
+        """Weights are divided already, while they are loaded.
+
+        Raises:
+            ValueError: frozen weights lie among layers that the backward pass computes again: torch keeps them by
+                reference, and would find them released.
+        """
+        model = policy.backbone.language_model
+        if self.divided and model.is_gradient_checkpointing and not all(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                "model.gradient_checkpointing=true does not go with an adapter on weights that DeepSpeed stage 3 divides: "
+                "set model.gradient_checkpointing=false, or another strategy, such as strategy=deepspeed_stage_2"
+            )
+
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
         """Gathers the policy once and takes the hooks off that would gather and release it layer by layer."""
