@@ -51,7 +51,7 @@ class ZeroEngine(Engine):
         model = policy.backbone.language_model
         if self.divided and model.is_gradient_checkpointing and not all(p.requires_grad for p in model.parameters()):
             raise ValueError(
-                "model.gradient_checkpointing=true does not go with an adapter on weights that DeepSpeed stage 3 divides: "
+                "model.gradient_checkpointing=true does not go with an adapter on weights that DeepSpeed divides: "
                 "set model.gradient_checkpointing=false, or another strategy, such as strategy=deepspeed_stage_2"
             )
 
