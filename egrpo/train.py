@@ -20,7 +20,7 @@ from egrpo import distributed
 from egrpo.entry import run, save_config
 from egrpo.launch import last_of_restart, launch
 from egrpo.training import GRPOModule, MetricsFile
-from egrpo.training.checks import check_entropy_policy, check_optimizer
+from egrpo.training.checks import check_entropy_policy, check_optimizer, check_share
 from egrpo.training.outcome import measure_trained, measure_untouched, report_run
 from egrpo.training.report import provenance
 from egrpo.training.resume import changed_settings, check_checkpoint
@@ -47,6 +47,7 @@ def train(cfg: DictConfig) -> None:
     seed_everything(cfg.seed, verbose=False)
     data: LightningDataModule = instantiate(cfg.data)  # first: bad prompts are told before any model is loaded
     module = build_module(cfg)
+    check_share(data, module.rollout_settings, distributed.world_size())
     loggers: list[Logger] = [MetricsFile(str(folder), resume=resumed), *instantiate(cfg.logger).values()]
     callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)

@@ -112,6 +112,7 @@ class PromptDataModule(LightningDataModule):
         prompts_per_step: P, prompts a training step takes over all ranks (groups of samples are made later).
         val_batch_size: prompts a rank takes at once in validation.
         seed: of the training order.
+        group_across_ranks: every rank gets all prompts of a training step, to draw a part of each one's samples.
         url: where `published` is fetched from if it is not there.
         published: the place of the published file; a `train` elsewhere is never fetched.
         sha256: of the file that `url` must give.
@@ -128,6 +129,7 @@ class PromptDataModule(LightningDataModule):
         prompts_per_step: int,
         val_batch_size: int = 64,
         seed: int = 0,
+        group_across_ranks: bool = False,
         url: str | None = None,
         published: str | None = None,
         sha256: str | None = None,
@@ -145,13 +147,14 @@ class PromptDataModule(LightningDataModule):
         self.prompts_per_step = prompts_per_step
         self.val_batch_size = val_batch_size
         self.seed = seed
+        self.group_across_ranks = group_across_ranks
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit" and not self.group_across_ranks:
             check_prompts_per_step(self.prompts_per_step, self._place()[1])
 
     def train_dataloader(self) -> DataLoader:
-        rank, world_size = self._place()
+        rank, world_size = (0, 1) if self.group_across_ranks else self._place()
         stream = PromptStream(
             self.train_records,
             self.prompts_per_step,
@@ -189,7 +192,16 @@ def check_prompts_per_step(prompts_per_step: int, world_size: int = 1) -> None:
         near = max(1, round(prompts_per_step / world_size)) * world_size
         raise ValueError(
             f"prompts_per_step counts over all ranks, and {prompts_per_step} does not divide among {world_size}: "
-            f"give a multiple, such as {near}."
+            f"give a multiple, such as {near}, or spread each prompt's samples with data.group_across_ranks=true."
+        )
+
+
+def check_samples_per_step(prompts: int, group_size: int, world_size: int) -> None:
+    """Raises ValueError unless the samples of a step divide among the ranks."""
+    if prompts * group_size % world_size:
+        raise ValueError(
+            f"data.group_across_ranks=true spreads the {prompts} x {group_size} samples of a step over all ranks, and "
+            f"they do not divide among {world_size}: change data.prompts_per_step or rollout.group_size"
         )
 
 

@@ -54,7 +54,7 @@ def work_lines(plan: Plan) -> str:
     """Images and tokens a step, over all devices."""
     work, share = plan.parts.work, plan.devices
     images = work.rows * share
-    lines = [f"a step: {images:,} images ({work.prompts * share:,} prompts x {work.group_size})"]
+    lines = [f"a step: {images:,} images ({images // work.group_size:,} prompts x {work.group_size})"]
     if work.cot:
         lines.append(
             f"plan tokens: {round(images * plan.mean.plan_mean):,} at {plan.mean.plan_mean:g} each (assumed), "

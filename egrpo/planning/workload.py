@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from egrpo.data.datamodule import check_prompts_per_step
+from egrpo.data.datamodule import check_prompts_per_step, check_samples_per_step
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Lengths:
 class Workload:
     """A rollout and its update, on one device."""
 
-    prompts: int
+    rows: int  # sequences, and images, a step
     group_size: int
     cot: bool
     guided: bool  # unconditional rows are drawn beside the conditional ones
@@ -64,11 +64,6 @@ class Workload:
     image_tokens: int
     exact: bool  # padding=exact: unconditional rows differ in length
     updates: int  # optimizer steps a rollout
-
-    @property
-    def rows(self) -> int:
-        """Sequences, and images, a step."""
-        return self.prompts * self.group_size
 
     @property
     def chunks(self) -> list[range]:
@@ -102,14 +97,16 @@ def read_workload(cfg: DictConfig, devices: int, image_tokens: int) -> Workload:
     """Of a composed run over `devices`.
 
     Raises:
-        ValueError: the prompts of a step do not divide among the devices.
+        ValueError: the prompts of a step, or their samples, do not divide among the devices.
     """
-    check_prompts_per_step(cfg.data.prompts_per_step, devices)
-    prompts = cfg.data.prompts_per_step // devices
-    rows = prompts * cfg.rollout.group_size
+    if cfg.data.group_across_ranks:
+        check_samples_per_step(cfg.data.prompts_per_step, cfg.rollout.group_size, devices)
+    else:
+        check_prompts_per_step(cfg.data.prompts_per_step, devices)
+    rows = cfg.data.prompts_per_step * cfg.rollout.group_size // devices
     guided = cfg.rollout.cfg_weight != 1
     return Workload(
-        prompts=prompts,
+        rows=rows,
         group_size=cfg.rollout.group_size,
         cot=bool(cfg.rollout.cot),
         guided=guided,

@@ -132,7 +132,7 @@ class JanusPolicy(nn.Module):
         temperature: float = 1.0,
         greedy: bool = False,
         guided_logps: bool = False,
-        sample_offset: int = 0,
+        sample_offset: int | Sequence[int] = 0,
         chunk: int | None = None,
     ) -> Rollout:
         """Samples `group_size` images a prompt, with a plan each if `cot`, in group order.
@@ -150,7 +150,7 @@ class JanusPolicy(nn.Module):
             greedy: Takes the most likely tokens.
             guided_logps: Records and later scores image tokens by the guided distribution that they are drawn from;
                 False = by the conditional one, as published.
-            sample_offset: Index of the first sample of a group, for drawing a group in several calls.
+            sample_offset: Index of the first sample of a group, for drawing a group in several calls; or B of them.
             chunk: Most sequences sampled at once, None = all; the result does not depend on it.
 
         Returns:
@@ -160,7 +160,9 @@ class JanusPolicy(nn.Module):
         prompts = [text for text in texts for _ in range(group_size)]
         if not prompts:
             raise ValueError("a rollout needs at least one prompt and a group size of at least 1")
-        keys = [(seed, step, text, sample_offset + i) for text in texts for i in range(group_size)]
+        offsets = [sample_offset] * len(texts) if isinstance(sample_offset, int) else sample_offset
+        firsts = zip(texts, offsets, strict=True)
+        keys = [(seed, step, text, first + i) for text, first in firsts for i in range(group_size)]
         rows = chunks(len(prompts), chunk)
         source = None if greedy else keys
         with evaluating(self.model):

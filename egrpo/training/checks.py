@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from egrpo.data.datamodule import check_prompts_per_step, check_samples_per_step
+from egrpo.training.settings import RolloutSettings
+
 
 def check_entropy_policy(entropy_policy: Callable[..., Any]) -> None:
     """Calls the entropy policy once on two sequences of two text and two image tokens.
@@ -27,6 +30,18 @@ def check_optimizer(optimizer: Callable[..., Any], scheduler: Callable[..., Any]
     """
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     _told("scheduler", scheduler, _told("optimizer", optimizer, [weight]))
+
+
+def check_share(data: Any, rollout: RolloutSettings, ranks: int) -> None:
+    """Before anything is measured: whether a step's prompts, or their samples, divide among the ranks.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if rollout.group_across_ranks:
+        check_samples_per_step(data.prompts_per_step, rollout.group_size, ranks)
+    else:
+        check_prompts_per_step(data.prompts_per_step, ranks)
 
 
 def _told(group: str, part: Callable[..., Any], *arguments: Any) -> Any:

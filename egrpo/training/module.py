@@ -18,7 +18,7 @@ from egrpo.training.clock import Clock
 from egrpo.training.engines import Engine, engine_for
 from egrpo.training.images import to_images
 from egrpo.training.metrics import rollout_metrics, speed_metrics
-from egrpo.training.settings import Objective, RolloutSettings, TrainingError, token_denominator
+from egrpo.training.settings import Objective, RolloutSettings, TrainingError, own_samples, token_denominator
 from egrpo.training.validation import Validation
 from egrpo.training.whole_batch import own_tokens, whole_rollout, whole_table
 from egrpo.types import PromptRecord, RewardTable, Rollout
@@ -93,7 +93,7 @@ class GRPOModule(LightningModule):
         settings = self.rollout_settings
         with self.clock("rollout"):
             rollout = self.sample(records, self.global_step // self.objective.updates_per_rollout)
-        grouped = [record for record in records for _ in range(settings.group_size)]
+        grouped, _ = own_samples(records, settings)
         with self.clock("rewards"):
             table = self.rewards(to_images(rollout.pixels), grouped)
         whole_rewards = whole_table(table)
@@ -108,14 +108,16 @@ class GRPOModule(LightningModule):
         self.report(metrics | speed_metrics(whole, self.clock.step))
 
     def sample(self, records: list[PromptRecord], step: int) -> Rollout:
-        """G samples a prompt, N = B x G in group order."""
+        """This rank's samples, G a prompt in group order."""
         assert self.policy is not None
         s = self.rollout_settings
+        grouped, indices = own_samples(records, s)
         try:
             with self.engine.drawing():
                 return self.policy.rollout(
-                    records,
-                    s.group_size,
+                    grouped,
+                    1,
+                    sample_offset=indices,
                     seed=self.seed,
                     step=step,
                     cot=s.cot,

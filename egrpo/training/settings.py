@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from egrpo import distributed
+from egrpo.data.datamodule import check_samples_per_step
+
+T = TypeVar("T")
 
 
 class TrainingError(RuntimeError):
@@ -26,6 +31,8 @@ class RolloutSettings:
         batch_size: Most sequences sampled at once; None = all. The result does not depend on it.
         gather: Where weights are divided among ranks: "full" = gathered once for each rollout (fast; a whole copy must
             fit), "shard" = layer by layer at every token, all ranks in step.
+        group_across_ranks: Every rank gets all prompts of a step and draws an equal part of their samples, so that the
+            samples of a prompt may lie on several ranks; False = whole groups on a rank.
 
     Raises:
         ValueError: a setting is out of range.
@@ -37,6 +44,7 @@ class RolloutSettings:
     cot: bool = True
     batch_size: int | None = None
     gather: str = "full"
+    group_across_ranks: bool = False
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -52,6 +60,29 @@ class RolloutSettings:
             raise ValueError(f"rollout.gather={self.gather}: choose full or shard")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"rollout.batch_size={self.batch_size}: give at least 1, or null for all at once")
+
+
+def own_samples(records: Sequence[T], settings: RolloutSettings) -> tuple[list[T], list[int]]:
+    """What this rank draws of a step's prompts.
+
+    Args:
+        records: This rank's prompts, or with `group_across_ranks` those of all ranks.
+        settings: Group size G, and whether groups are spread.
+
+    Returns:
+        The prompt of each sample and its index within the group, in group order; the ranks' parts join in rank order.
+
+    Raises:
+        ValueError: the step's samples do not divide among the ranks.
+    """
+    size = settings.group_size
+    rows = range(len(records) * size)
+    if settings.group_across_ranks:
+        world = distributed.world_size()
+        check_samples_per_step(len(records), size, world)
+        share = len(rows) // world
+        rows = rows[distributed.rank() * share :][:share]
+    return [records[row // size] for row in rows], [row % size for row in rows]
 
 
 def token_denominator(mask: Tensor, token_mean: str) -> Tensor:

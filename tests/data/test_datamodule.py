@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
+from egrpo import distributed
 from egrpo.data import PromptDataModule, PromptFileError, PromptRecord
-from egrpo.data.datamodule import PromptStream, epoch_order, val_batches
+from egrpo.data.datamodule import PromptStream, check_samples_per_step, epoch_order, val_batches
+from egrpo.training.settings import RolloutSettings, own_samples
 
 
 def records(size: int) -> list[PromptRecord]:
@@ -187,8 +189,26 @@ def test_counts_that_cannot_work_are_refused(file: str) -> None:
         PromptDataModule(file, file, -2)
     with pytest.raises(ValueError, match="val_batch_size is 0"):
         PromptDataModule(file, file, 1, val_batch_size=0)
-    with pytest.raises(ValueError, match=r"10 does not divide among 4: give a multiple, such as 8\."):
+    with pytest.raises(ValueError, match=r"10 does not divide among 4: give a multiple, such as 8, or "):
         PromptStream(records(7), prompts_per_step=10, world_size=4)
+
+
+@pytest.mark.parametrize(("prompts", "world_size"), [(3, 2), (1, 8), (2, 16)])
+def test_spread_samples_are_all_drawn_once(monkeypatch, prompts: int, world_size: int) -> None:
+    settings = RolloutSettings(group_size=8, group_across_ranks=True)
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+    drawn = []
+    for rank in range(world_size):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        drawn += list(zip(*own_samples(records(prompts), settings)))
+    assert drawn == [(record, i) for record in records(prompts) for i in range(8)]
+
+
+def test_samples_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"the 3 x 8 samples of a step over all ranks, and they do not divide among 16"
+    ):
+        check_samples_per_step(3, 8, 16)
 
 
 def test_a_rank_without_validation_prompts_gets_an_empty_batch() -> None:

@@ -15,7 +15,8 @@ STRATEGIES: list[tuple[str, tuple[str, ...]]] = [
     *[("ddp", ()), ("fsdp2", ()), ("fsdp2", SHARD), ("deepspeed_stage_2", ())],
     *[("deepspeed_stage_3", ()), ("deepspeed_stage_3", SHARD), ("deepspeed_stage_3_offload", ())],
 ]
-FAST = [("ddp", (), 2), ("fsdp2", (), 2), ("deepspeed_stage_3", (), 2)]
+# ddp is in the fast suite with groups spread over ranks
+FAST = [("fsdp2", (), 2), ("deepspeed_stage_3", (), 2)]
 CELLS = [
     pytest.param(
         [f"strategy={name}", *more],
@@ -37,6 +38,19 @@ def test_two_ranks_take_the_steps_of_one(alone, prompts, tmp_path, overrides: li
     for found in (ranks[0], {**ranks[1], "rows": ranks[0]["rows"]}):
         apart = difference(alone, found)
         assert all(value <= 1e-5 for value in apart.values()), apart
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp", *[pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp2", "deepspeed_stage_3")]]
+)
+def test_groups_spread_over_ranks(prompts, tmp_path, strategy: str):
+    """Three prompts of four samples on two ranks: the samples of the second prompt lie on both."""
+    spread = ("data.prompts_per_step=3", "data.group_across_ranks=true")
+    words = (*spread, "trainer.devices=2", f"strategy={strategy}", "trainer.precision=32-true")
+    alone = trajectory(prompts, tmp_path / "alone", *spread)
+    ranks = on_ranks(trajectory, tmp_path / "call", prompts, tmp_path / "run", *words)
+    apart = difference(alone, ranks[0])
+    assert all(value <= 1e-5 for value in apart.values()), apart
 
 
 def uncured(*arguments: Any) -> dict[str, Any]:

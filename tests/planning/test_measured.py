@@ -79,7 +79,7 @@ def close(value: float) -> object:
 
 
 def micro_batch(work: Workload) -> Workload:
-    return replace(work, prompts=1, group_size=work.micro_rows)
+    return replace(work, rows=work.micro_rows, group_size=work.micro_rows)
 
 
 def beyond(phase: Phase, plan: Plan, gradients: bool) -> float:
