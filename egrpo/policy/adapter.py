@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from egrpo.policy.backbone import Backbone, evaluating
+from egrpo.policy.deferred import draw_adapters
 from egrpo.policy.janus import JanusPolicy
 from egrpo.policy.scoring import score_rollout
 from egrpo.precision import keep_buffer_types
@@ -45,7 +46,10 @@ def add_lora(
     """
     policy.requires_grad_(False)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules))
+    state = torch.get_rng_state()
     inject_adapter_in_model(config, policy.model.model.language_model)
+    torch.set_rng_state(state)
+    draw_adapters(policy.model)
     return policy
 
 

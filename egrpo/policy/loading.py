@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, AutoTokenizer, JanusForConditionalGeneration, PreTrainedConfig
 
 from egrpo.paths import resolve
+from egrpo.policy.deferred import empty_janus, is_deferring
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 
@@ -36,6 +37,8 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
     kind = dtype if dtype == "auto" else getattr(torch, dtype, None)
     if not (kind == "auto" or isinstance(kind, torch.dtype)):
         raise ValueError(f"dtype must be a torch type like float32 or bfloat16, or auto, not {dtype!r}")
+    if is_deferring():
+        return empty_janus(path, kind, attn_implementation), _load_processor(path)
     loaded: Any = JanusForConditionalGeneration.from_pretrained(
         path, dtype=kind, attn_implementation=attn_implementation, output_loading_info=True
     )

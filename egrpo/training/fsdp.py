@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils import _pytree
 
 from egrpo import distributed
+from egrpo.policy.deferred import deferring, fill
 from egrpo.training.engines import Engine, without_hooks
 from egrpo.types import TokenScores
 
@@ -22,7 +23,7 @@ _pytree.register_dataclass(TokenScores)
 class FSDPEngine(Engine):
     """Policy and reference are divided layer by layer; what lies around the layers is gathered for a whole forward.
 
-    Each rank reads the checkpoint into host memory before it keeps its part.
+    They are built without weights, and each rank reads its own part of the checkpoint.
     """
 
     def __init__(self, module: Any) -> None:
@@ -30,8 +31,12 @@ class FSDPEngine(Engine):
         self.lockstep = distributed.Ranks()
         self.loss_scale = float(distributed.world_size())  # FSDP averages gradients over ranks
 
+    def building(self) -> Any:
+        return deferring()
+
     def divide(self, policy: Any, reference: Any) -> None:
         mesh = self.module.device_mesh["data_parallel"]
+        keys = weight_keys(policy)
         for part in (policy, reference):
             if not isinstance(part, nn.Module):
                 continue  # the policy with its adapter off
@@ -39,6 +44,7 @@ class FSDPEngine(Engine):
             for layer in (layer for model in models for layer in model.layers):
                 fully_shard(layer, mesh=mesh)
             fully_shard(part, mesh=mesh, ignored_params=_small_and_frozen(policy) if part is policy else None)
+            fill(part, keys, policy.model.config._name_or_path, self.module.device)
             root: Any = part
             root._get_fsdp_state()._lazy_init()  # the root first: rollouts gather before the first forward
 
@@ -78,6 +84,18 @@ class FSDPEngine(Engine):
             optimizer.step()
             optimizer.zero_grad()
         return norm
+
+
+def weight_keys(policy: Any) -> dict[str, str]:
+    """Names of parameters, in a policy and in its reference, -> names of the weights in a checkpoint."""
+    paths = {id(part): path for path, part in policy.model.named_modules()}
+    copies = {f"copies.{name}": paths[id(part)] for name, part in policy.backbone.modules().items()}
+    plain = {name: name.replace(".base_layer.", ".") for name, _ in policy.model.named_parameters()}
+    own = {f"model.{name}": key for name, key in plain.items()}
+    for copy, path in copies.items():
+        start = f"{path}."
+        own |= {f"{copy}.{name[len(start) :]}": key for name, key in plain.items() if name.startswith(start)}
+    return own
 
 
 def _small_and_frozen(policy: Any) -> set[nn.Parameter]:

@@ -75,6 +75,7 @@ class GRPOModule(LightningModule):
         if self.policy is not None:
             return
         self.engine = engine_for(self)
+        torch.manual_seed(self.seed)  # new weights (adapters) start alike on all ranks, under every strategy
         with self.engine.building():
             self.policy = self.make_policy()
             self.policy.lockstep = self.engine.lockstep

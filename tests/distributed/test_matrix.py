@@ -53,6 +53,17 @@ def test_groups_spread_over_ranks(prompts, tmp_path, strategy: str):
     assert all(value <= 1e-5 for value in apart.values()), apart
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_stage_3"])
+def test_an_adapter_takes_the_steps_of_one(prompts, tmp_path, strategy: str):
+    adapter = ("model/adapter=lora",)
+    words = (*adapter, "trainer.devices=2", f"strategy={strategy}", "trainer.precision=32-true")
+    alone = trajectory(prompts, tmp_path / "alone", *adapter)
+    ranks = on_ranks(trajectory, tmp_path / "call", prompts, tmp_path / "run", *words)
+    apart = difference(alone, ranks[0])
+    assert all(value <= 1e-5 for value in apart.values()), apart
+
+
 def uncured(*arguments: Any) -> dict[str, Any]:
     """A trajectory without the word to DeepSpeed that a new pass begins."""
     from egrpo.training.zero import ZeroEngine
