@@ -74,6 +74,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are the same on all ranks
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # torchrun starts our processes
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 

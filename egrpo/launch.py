@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from egrpo import distributed
 from egrpo.distributed import launched
 
 
@@ -128,10 +129,13 @@ def is_from_launcher(error: BaseException) -> bool:
 
 
 def last_of_restart(folder: Path) -> str | None:
-    """After a restart by torchrun (--max-restarts) or SLURM (requeue): the last checkpoint that the folder holds."""
+    """After a restart by torchrun (--max-restarts) or SLURM (requeue): the last checkpoint that the folder holds.
+
+    All ranks call it: of several torchruns, only those count a restart whose own processes failed.
+    """
     last = folder / "checkpoints" / "last.ckpt"
-    restarts = [int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
-    return str(last) if any(restarts) and last.exists() else None
+    own = any(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return str(last) if any(distributed.gather(own)) and last.exists() else None
 
 
 def prepare_rank() -> None:
