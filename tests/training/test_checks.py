@@ -44,9 +44,11 @@ def test_bad_optimizers_and_schedules_are_told():
         ("trainer.gradient_clip_val=0.5", r"set objective.max_grad_norm=0.5"),
     ],
 )
-def test_accumulation_and_clipping_by_the_trainer_are_told_by_their_names_here(override: str, mend: str):
+def test_accumulation_and_clipping_by_the_trainer_are_told_by_their_names_here(tmp_path, override: str, mend: str):
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        as_it_is, changed = (compose("train", ["run_dir=a_folder", *more]) for more in ([], [override]))
+        as_it_is, changed = (
+            compose("train", [f"run_dir={tmp_path}", "data.train=none_such", *more]) for more in ([], [override])
+        )
     check_trainer(as_it_is.trainer)
     with pytest.raises(ValueError, match=f"^{override}: .*{mend}"):
         train(changed)
