@@ -13,9 +13,12 @@ from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.utils import instantiate
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, open_dict
+from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
 from egrpo import distributed
+from egrpo.entry import is_expected
 from egrpo.launch import LaunchError, _run, last_of_restart, launch, words_of_run
 from egrpo.paths import config_dir
 from tests.conf.helpers import choices_of
@@ -139,3 +142,23 @@ def test_what_slurm_is_asked_for(job, tmp_path, monkeypatch):
     assert {"partition=big", "requeue", "signal=USR2@120", "job-name=train"} <= asked
     assert made[0]._executor.max_num_timeout == 3 and made[0]._executor.parameters["array_parallelism"] == 8
     assert str(made[0]._executor.folder) == f"{tmp_path}/.submitit/%j"
+
+
+@pytest.mark.parametrize(
+    "error, is_launchers",
+    [
+        (TerminatedWorkerError("a worker was killed"), True),
+        (UncompletedJobError("the job left nothing"), True),
+        (FailedSubmissionError("sbatch: error: invalid partition"), True),
+        (RuntimeError("a bug"), False),
+    ],
+)
+def test_a_launchers_own_errors_are_told_without_a_traceback(error: Exception, is_launchers: bool):
+    assert is_expected(error) is is_launchers
+
+
+def test_a_missing_cluster_is_told_without_a_traceback(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError) as raised:
+        submitit.AutoExecutor(tmp_path, cluster="slurm")
+    assert is_expected(raised.value)
