@@ -22,17 +22,27 @@ def launched() -> int:
 
 
 def connect() -> None:
-    """Joins the process group of a launched run: gloo for what is on the CPU, NCCL beside it where there are GPUs."""
+    """Joins the process group of a launched run: gloo for what is on the CPU, NCCL beside it where there are GPUs.
+
+    Raises:
+        ValueError: torchrun would restart the run over several nodes in a way that hangs.
+    """
     if launched() < 2 or dist.is_initialized():
         return
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own store, the same in every attempt
+    if kept and int(os.environ["GROUP_WORLD_SIZE"]) > 1 and int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) > 0:
+        # Every torchrun counts restarts for itself, so nodes would look for each other in different attempts.
+        raise ValueError(
+            "a restart over several nodes would hang: start torchrun with --rdzv-backend=c10d and "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, or with --max-restarts=0"
+        )
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         backend = "cpu:gloo,cuda:nccl"
     store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
-    # torchrun keeps its store over restarts, and a peer's address of the earlier attempt leads nowhere.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"egrpo_attempt_{attempt}", store)
+    if kept:  # a peer's address of the earlier attempt leads nowhere
+        store = dist.PrefixStore(f"egrpo_attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     atexit.register(disconnect)
 

@@ -19,33 +19,35 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from egrpo import distributed
-from egrpo.launch import prepare_rank
+from egrpo.launch import LaunchError, in_sweep, is_from_launcher, prepare_rank
 from egrpo.paths import config_dir
 
 # Errors whose message is written for the user; all others keep their traceback.
 EXPECTED = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
 
 
+class JobError(ValueError):
+    """A job of a sweep failed."""
+
+
 def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Runs `task` under Hydra with `conf/<config_name>.yaml`; on an expected error prints one sentence and exits 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; telling them is our part
-    # Known and harmless: told once a run by libraries, and only in the way of what the run has to say.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
-    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are the same on all ranks
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
+        _quieten()
         try:
-            (Path(HydraConfig.get().runtime.output_dir) / "error.txt").unlink(missing_ok=True)
+            (_job_folder() / "error.txt").unlink(missing_ok=True)
             return task(cfg)
         except Exception as error:
-            _keep_traceback(error)
-            raise
+            if not isinstance(error, LaunchError):
+                _keep_traceback(error)
+            if not in_sweep():
+                raise
+            failure = _job_error(error)
+        print(f"error: {failure}", file=sys.stderr)
+        raise failure  # out here it does not hold on to the failed run's model while the sweep goes on
 
     prepare_rank()
     entry = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)
@@ -64,12 +66,24 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         raise SystemExit(1) from None
 
 
+def _quieten() -> None:
+    """Hides what libraries tell once a run, known and harmless; in every process that runs a job."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
+    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are the same on all ranks
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # torchrun starts our processes
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
 def is_expected(error: BaseException) -> bool:
     """Whether the error's message alone tells the user what is wrong."""
     from egrpo.rewards import RewardError
     from egrpo.training import TrainingError
 
-    return isinstance(error, (*EXPECTED, RewardError, TrainingError))
+    return isinstance(error, (*EXPECTED, RewardError, TrainingError)) or is_from_launcher(error)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -86,9 +100,23 @@ def _sentence(error: BaseException) -> str:
     return str(error).strip()
 
 
+def _job_error(error: Exception) -> JobError:
+    """What a failed job of a sweep hands back: a sentence, which any launcher can carry to the sweep's own process."""
+    cause = _cause(error)
+    told = _sentence(cause)
+    if not is_expected(cause):
+        told = f"{type(cause).__name__}: {told} (traceback in {_job_folder() / 'error.txt'})"
+    return JobError(f"job {HydraConfig.get().job.num} of the sweep, {_job_folder()}: {told}")
+
+
+def _job_folder() -> Path:
+    """The folder of the present job; only within Hydra's job is it known."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
 def _keep_traceback(error: BaseException) -> None:
-    """Writes the whole traceback into the run's folder; called within Hydra's job, which alone knows the folder."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    """Writes the whole traceback into the job's folder."""
+    folder = _job_folder()
     if folder.is_dir():
         (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
 

@@ -20,7 +20,7 @@ from egrpo import distributed
 from egrpo.entry import run, save_config
 from egrpo.launch import last_of_restart, launch
 from egrpo.training import GRPOModule, MetricsFile
-from egrpo.training.checks import check_entropy_policy, check_optimizer, check_share
+from egrpo.training.checks import check_entropy_policy, check_optimizer, check_share, check_trainer
 from egrpo.training.outcome import measure_trained, measure_untouched, report_run
 from egrpo.training.report import provenance
 from egrpo.training.resume import changed_settings, check_checkpoint
@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> None:
     """One run: read prompts, build, validate, fit, validate again, report."""
     start, origin = time.monotonic(), provenance()
-    launch(cfg)
+    check_trainer(cfg.trainer)
+    if launch(cfg):
+        return
     distributed.connect()
     cfg.run_dir = distributed.from_first(cfg.run_dir)
     cfg.ckpt_path = distributed.from_first(last_of_restart(Path(cfg.run_dir))) or cfg.ckpt_path

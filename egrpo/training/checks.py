@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,22 @@ def check_share(data: Any, rollout: RolloutSettings, ranks: int) -> None:
         check_samples_per_step(data.prompts_per_step, rollout.group_size, ranks)
     else:
         check_prompts_per_step(data.prompts_per_step, ranks)
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuses settings of Lightning's Trainer that have another name here.
+
+    Raises:
+        ValueError: accumulation or clipping is asked of the trainer.
+    """
+    if (batches := settings.get("accumulate_grad_batches")) not in (None, 1):
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={batches}: gradients are always those of a step's whole batch; set its "
+            "size by data.prompts_per_step, and what is held at once by objective.micro_batch_size and "
+            "rollout.batch_size"
+        )
+    if (norm := settings.get("gradient_clip_val")) is not None:
+        raise ValueError(f"trainer.gradient_clip_val={norm}: set objective.max_grad_norm={norm} in its place")
 
 
 def _told(group: str, part: Callable[..., Any], *arguments: Any) -> Any:

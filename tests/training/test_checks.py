@@ -6,10 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from transformers import get_constant_schedule_with_warmup
 
 from egrpo.algorithm import entropy_policies
-from egrpo.training.checks import check_entropy_policy, check_optimizer
+from egrpo.paths import config_dir
+from egrpo.train import train
+from egrpo.training.checks import check_entropy_policy, check_optimizer, check_trainer
 
 
 @pytest.mark.parametrize("name", ["uniform", "entropy_guided", "budget_balanced", "top_entropy"])
@@ -32,3 +35,20 @@ def test_bad_optimizers_and_schedules_are_told():
         check_optimizer(partial(torch.optim.AdamW, lr=-1.0), constant)
     with pytest.raises(ValueError, match=r"^scheduler: .*nonsense"):
         check_optimizer(torch.optim.AdamW, partial(constant, nonsense=1))
+
+
+@pytest.mark.parametrize(
+    "override, mend",
+    [
+        ("trainer.accumulate_grad_batches=4", "set its size by data.prompts_per_step"),
+        ("trainer.gradient_clip_val=0.5", r"set objective.max_grad_norm=0.5"),
+    ],
+)
+def test_accumulation_and_clipping_by_the_trainer_are_told_by_their_names_here(tmp_path, override: str, mend: str):
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        as_it_is, changed = (
+            compose("train", [f"run_dir={tmp_path}", "data.train=none_such", *more]) for more in ([], [override])
+        )
+    check_trainer(as_it_is.trainer)
+    with pytest.raises(ValueError, match=f"^{override}: .*{mend}"):
+        train(changed)
