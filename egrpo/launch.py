@@ -39,7 +39,7 @@ def launch(cfg: DictConfig) -> None:
             f"--nproc-per-node={count} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 -m egrpo.train ..."
         )
     if count > 1:
-        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "egrpo.train"]
+        words = ["-m", "egrpo.torchrun", "--standalone", f"--nproc-per-node={count}", "-m", "egrpo.train"]
         given = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
         os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))
         os.execv(sys.executable, [sys.executable, *words, *given, f"hydra.run.dir={cfg.run_dir}"])
