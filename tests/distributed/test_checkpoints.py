@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
-from egrpo.training.checkpoints import find_checkpoint, is_divided, saved_ranks, saved_weights
+from egrpo.training.checkpoints import find_checkpoint, is_divided, saved_ranks, saved_weights, trained_names
 from tests.distributed.pieces import logits
 from tests.distributed.ranks import on_ranks
 from tests.distributed.trajectory import SETTINGS
@@ -83,6 +85,42 @@ def test_a_run_goes_on_in_its_folder_under_another_strategy(prompts, tmp_path, w
     assert sorted(path.name for path in last.parent.iterdir()) == sorted(
         path.name for path in (whole / "checkpoints").iterdir()
     )
+
+
+def what_fsdp2_saves(prompts: Path, folder: Path) -> dict[str, Any]:
+    """What this rank gathers for a checkpoint, and how many whole weights it has at most while it does."""
+    words = ("strategy=fsdp2", "trainer.devices=2", "trainer.precision=32-true", "trainer.max_steps=1")
+    module = Runs(prompts).fit(folder, *words)
+    strategy: Any = module.trainer.strategy
+    living: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    to_local = DTensor.to_local
+
+    def counted(self: Any, *arguments: Any, **more: Any) -> torch.Tensor:
+        nonlocal most
+        whole = to_local(self, *arguments, **more)
+        living.append(weakref.ref(whole))
+        most = max(most, sum(ref() is not None for ref in living))
+        return whole
+
+    DTensor.to_local = counted  # type: ignore[method-assign]
+    weights = strategy.lightning_module_state_dict()
+    optimizer = strategy.optimizer_state(strategy.optimizers[0])
+    DTensor.to_local = to_local  # type: ignore[method-assign]
+    kinds = {(type(value), value.device.type) for value in weights.values()}
+    return {
+        **{"weights": set(weights), "optimizer": len(optimizer.get("state", {})), "most": most, "kinds": kinds},
+        "trained": trained_names(module),
+    }
+
+
+@pytest.mark.slow
+def test_rank_0_alone_gathers_what_fsdp2_saves(prompts, tmp_path):
+    """The trained weights, whole, on the host; the other rank lets each go before the next."""
+    first, second = on_ranks(what_fsdp2_saves, tmp_path / "call", prompts, tmp_path / "run")
+    assert first["weights"] == first["trained"] and first["optimizer"] == len(first["trained"])
+    assert first["kinds"] == {(torch.Tensor, "cpu")} and first["most"] >= len(first["trained"])
+    assert not second["weights"] and not second["optimizer"] and second["most"] <= 2
 
 
 def check_export(run_folder: Path, target: Path, logits_of_run: dict[str, torch.Tensor]) -> None:
