@@ -75,9 +75,12 @@ def test_a_file_replaces_a_folder(tmp_path):
     assert Files().load_checkpoint(path)["epoch"] == 3 and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_kill_between_two_names_is_mended_by_the_next_checkpoint(tmp_path):
+@pytest.mark.parametrize("named", [False, True])
+def test_a_kill_while_names_change_is_mended_by_the_next_checkpoint(tmp_path, named: bool):
     path = tmp_path / "last.ckpt"
-    divided(path, 1).rename(tmp_path / "last.ckpt.old")
+    if named:
+        divided(path, 1)
+    divided(tmp_path / "last.ckpt.old", 1)
     divided(beside(path), 2)
     put_in_place(path)
     assert parts(path) == 2 and list(tmp_path.iterdir()) == [path]
