@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -105,6 +106,33 @@ def sum_in_place(tensors: Sequence[Tensor], bucket: int = 2**25) -> None:
         waiting.append(tensor)
     if waiting:
         send()
+
+
+def say_once(say: Callable[[], None]) -> None:
+    """Calls `say` on the first rank of the job that comes here; the others wait for it. Alone, calls it.
+
+    Ranks that fail for one reason so tell it once. Those that the launcher gave nothing to agree by all say it.
+    """
+    store = _launchers_store()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if store is None or store.add(f"egrpo_saying_{attempt}", 1) == 1:
+        say()
+        if store is not None:
+            store.set(f"egrpo_said_{attempt}", "")
+        return
+    with contextlib.suppress(RuntimeError):  # the launcher ends the others when one ends: not before it is said
+        store.wait([f"egrpo_said_{attempt}"], timedelta(seconds=5))
+
+
+def _launchers_store() -> Any:
+    """torchrun's store, which outlives the ranks; None without one."""
+    if launched() < 2 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        return dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=10))
+    except RuntimeError:  # its node has gone
+        return None
 
 
 def is_told_elsewhere(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -43,6 +43,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         except Exception as error:
             if not isinstance(error, LaunchError):
                 _keep_traceback(error)
+            if distributed.launched() > 1:
+                end(error)  # before Hydra prints every rank's overrides
             if not in_sweep():
                 raise
             failure = _job_error(error)
@@ -53,17 +55,26 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     entry = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)
     try:
         entry()
-    except KeyboardInterrupt:
-        print("stopped by the user; what was computed is kept", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise  # Lightning makes one of a KeyboardInterrupt
+        distributed.say_once(
+            lambda: print("stopped by the user; what was computed is kept", file=sys.stderr, flush=True)
+        )
         raise SystemExit(130) from None
     except Exception as error:
-        if distributed.is_told_elsewhere(error):
-            raise SystemExit(1) from None
-        cause = _cause(error)
-        if not is_expected(cause):
-            raise
-        print(f"error: {_sentence(cause)}", file=sys.stderr)
+        end(error)
+
+
+def end(error: Exception) -> NoReturn:
+    """Ends the process: after one sentence of all ranks where that tells all, else with the error itself."""
+    if distributed.is_told_elsewhere(error):
         raise SystemExit(1) from None
+    cause = _cause(error)
+    if not is_expected(cause):
+        raise error
+    distributed.say_once(lambda: print(f"error: {_sentence(cause)}", file=sys.stderr, flush=True))
+    raise SystemExit(1) from None
 
 
 def _quieten() -> None:

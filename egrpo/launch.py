@@ -60,7 +60,7 @@ def launch(cfg: DictConfig) -> bool:
         )
     if count < 2:
         return False
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    torchrun = ["-m", "egrpo.torchrun", "--standalone", f"--nproc-per-node={count}"]
     command = [sys.executable, *torchrun, "-m", "egrpo.train", *words_of_run(cfg.run_dir)]
     environment = {"OMP_NUM_THREADS": str(cfg.threads), **os.environ}
     if not in_sweep():

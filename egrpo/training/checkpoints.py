@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ def saved_ranks(checkpoint: Path) -> int:
     return len(list((checkpoint / ZERO_TAG).glob("*optim_states.pt"))) if checkpoint.is_dir() else 1
 
 
+def is_divided(checkpoint: Path) -> bool:
+    """Whether it is a folder that DeepSpeed wrote."""
+    return checkpoint.is_dir() and saved_ranks(checkpoint) > 0
+
+
 def saved_position(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint holds beside weights and optimizer: steps, loops, callbacks, rewards."""
     file = checkpoint
@@ -75,6 +81,34 @@ def saved_position(checkpoint: Path) -> dict[str, Any]:
         file = sorted((checkpoint / ZERO_TAG).glob("*mp_rank_00_model_states.pt"))[0]
     state = torch.load(file, map_location="cpu", weights_only=False)
     return {name: value for name, value in state.items() if name not in ("module", "state_dict", "optimizer_states")}
+
+
+def with_new_optimizer(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint divided among ranks as the whole that Lightning expects of a file, without its optimizer."""
+    return {**saved_position(checkpoint), "state_dict": saved_weights(checkpoint), "optimizer_states": []}
+
+
+def beside(path: Path) -> Path:
+    """Where a checkpoint is written until it is whole."""
+    return path.with_name(f"{path.name}.part")
+
+
+def discard(path: Path) -> None:
+    """Removes a checkpoint, file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def put_in_place(path: Path) -> None:
+    """Gives a whole checkpoint its name; one that had it, file or folder, goes only then."""
+    old = path.with_name(f"{path.name}.old")
+    discard(old)
+    if path.exists():
+        path.rename(old)
+    beside(path).rename(path)
+    discard(old)
 
 
 def load_policy_weights(policy: nn.Module, checkpoint: Path) -> None:

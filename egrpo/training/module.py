@@ -18,6 +18,7 @@ from egrpo.training.clock import Clock
 from egrpo.training.engines import Engine, engine_for
 from egrpo.training.images import to_images
 from egrpo.training.metrics import rollout_metrics, speed_metrics
+from egrpo.training.optimizers import go_on_with_schedule
 from egrpo.training.settings import Objective, RolloutSettings, TrainingError, own_samples, token_denominator
 from egrpo.training.validation import Validation
 from egrpo.training.whole_batch import own_tokens, whole_rollout, whole_table
@@ -88,6 +89,10 @@ class GRPOModule(LightningModule):
         assert self.policy is not None
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
         return [optimizer], [self.make_scheduler(optimizer)]
+
+    def on_train_start(self) -> None:
+        if self.global_step:
+            go_on_with_schedule(self.lr_schedulers())
 
     def training_step(self, records: list[PromptRecord], batch_idx: int) -> None:
         self.clock.new_step()
@@ -203,10 +208,11 @@ class GRPOModule(LightningModule):
 
     def apply_gradient(self) -> Tensor:
         """Clips, checks and applies the gradient; returns its norm before clipping."""
+        step = self.global_step  # which some strategies count on even where they take none
         norm = self.engine.apply(self.objective.max_grad_norm)
         if norm is None or not bool(norm.isfinite()):
             raise TrainingError(
-                f"the gradient norm is {'inf or nan' if norm is None else norm.item()} at step {self.global_step}, and "
+                f"the gradient norm is {'inf or nan' if norm is None else norm.item()} at step {step}, and "
                 "the step was not taken; look at train/kl and the rewards of the last steps, or go on from a "
                 "checkpoint with a lower optimizer.lr"
             )

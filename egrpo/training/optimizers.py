@@ -1,4 +1,4 @@
-"""Optimizers for weights of low precision."""
+"""Optimizers for weights of low precision, and the learning rate of a run that goes on."""
 
 from __future__ import annotations
 
@@ -51,3 +51,18 @@ class MasterAdamW(torch.optim.AdamW):
             for name, value in state_dict["state"].get(index, {}).items():
                 if name != "step" and torch.is_tensor(value):
                     self.state[p][name] = value.to(p.device, torch.float32, copy=True)
+
+
+def go_on_with_schedule(scheduler: Any) -> None:
+    """Gives a resumed run the learning rate of its own settings at the schedule's position.
+
+    A checkpoint brings the rate that it was saved with, whatever the settings say now; an optimizer that begins anew
+    has the rate of the schedule's start.
+    """
+    optimizer = scheduler.optimizer
+    wanted = optimizer.defaults["lr"]
+    bases = getattr(scheduler, "base_lrs", [wanted] * len(optimizer.param_groups))
+    rates = [lr * (wanted / base) if base else lr for lr, base in zip(scheduler.get_last_lr(), bases, strict=True)]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"], group["initial_lr"] = rate, wanted
+    scheduler.base_lrs, scheduler._last_lr = [wanted] * len(rates), rates

@@ -7,20 +7,77 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import strategies
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
-from egrpo.training.checkpoints import check_names, saved_position, saved_ranks, saved_weights, trained_names
+from egrpo import distributed
+from egrpo.training.checkpoints import (
+    beside,
+    check_names,
+    discard,
+    is_divided,
+    put_in_place,
+    saved_position,
+    saved_ranks,
+    saved_weights,
+    trained_names,
+    with_new_optimizer,
+)
 
 log = logging.getLogger(__name__)
 
 
-class FSDP2(strategies.ModelParallelStrategy):
+def tell_new_optimizer(checkpoint: Any) -> None:
+    if distributed.rank() == 0:
+        log.warning("%s was written by another number of ranks or strategy: the optimizer begins anew", checkpoint)
+
+
+class Files(TorchCheckpointIO):
+    """Checkpoints of strategies that divide no weights: single files. Folders that DeepSpeed wrote are read as well."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """As Lightning's; a folder may have the name until now."""
+        super().save_checkpoint(checkpoint, beside(Path(path)), storage_options)
+        put_in_place(Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """As Lightning's; of a folder its weights and position, and no state of an optimizer."""
+        if not is_divided(Path(path)):
+            return super().load_checkpoint(path, map_location, weights_only)
+        tell_new_optimizer(path)
+        return with_new_optimizer(Path(path))
+
+
+class WrittenBeside:
+    """For strategies by which all ranks write: a checkpoint takes its name when it is whole.
+
+    So a run that is killed while it writes keeps the checkpoint of that name, and no parts of ranks that are no more
+    stay in it.
+    """
+
+    def save_checkpoint(self: Any, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(filepath))
+        if self.is_global_zero:
+            discard(beside(path))
+        self.barrier()
+        super().save_checkpoint(checkpoint, beside(path), storage_options)  # type: ignore[misc]
+        self.barrier()
+        if self.is_global_zero:
+            put_in_place(path)
+
+
+class FSDP2(WrittenBeside, strategies.ModelParallelStrategy):
     """Fully sharded data parallel over all devices of all nodes (torch's `fully_shard`).
 
     Args:
@@ -32,8 +89,53 @@ class FSDP2(strategies.ModelParallelStrategy):
         self._tensor_parallel_size = 1
         super().setup_environment()
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trained weights on rank 0, gathered one by one and moved to the host; nothing on the other ranks."""
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        return get_model_state_dict(self.model, options=options)
 
-class DeepSpeed(strategies.DeepSpeedStrategy):
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """As Lightning's, after a look at the names; of a folder that DeepSpeed wrote weights and position, for its
+        optimizer begins anew."""
+        assert self.model is not None and self.lightning_module is not None
+        path = Path(self.broadcast(checkpoint_path))
+        trained = trained_names(self.lightning_module)
+        if not is_divided(path):
+            if path.is_file():
+                check_names(torch.load(path, mmap=True, map_location="cpu", weights_only=False)["state_dict"], trained)
+            return super().load_checkpoint(path, weights_only)
+        tell_new_optimizer(path)
+        weights: dict[str, Any] = {}
+        if self.global_rank == 0:
+            weights |= saved_weights(path)
+            check_names(weights, trained)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_model_state_dict(self.model, weights, options=options)
+        return saved_position(path) | {"optimizer_states": []}
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Where DeepSpeed may compile parts of itself: on a CPU at first use, elsewhere for some optimizers.
+
+    Raises:
+        ValueError: it could not; the compiler's own words are in the error's cause.
+    """
+    try:
+        yield
+    except (RuntimeError, ImportError) as error:
+        if not any(words in str(error) for words in ("building extension", "ninja not being", "shared object file")):
+            raise
+        name = os.environ.get("CXX", "c++")
+        fault = "failed" if shutil.which(name) else "is not there"
+        raise ValueError(
+            f"DeepSpeed compiles parts of itself at first use, and the C++ compiler {name} {fault}: install one, "
+            "such as g++, or name it by CXX=...; strategy=fsdp2 or ddp needs none (error.txt has what was tried)"
+        ) from error
+
+
+class DeepSpeed(WrittenBeside, strategies.DeepSpeedStrategy):
     """DeepSpeed ZeRO.
 
     Args:
@@ -44,6 +146,8 @@ class DeepSpeed(strategies.DeepSpeedStrategy):
     def __init__(self, zero: dict[str, Any] | None = None, **settings: Any) -> None:
         if not torch.cuda.is_available():
             os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+        # Its compiling looks for ninja, which lies beside a Python that may have been called by its path alone.
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
         super().__init__(exclude_frozen_parameters=True, **settings)
         assert isinstance(self.config, dict)
         self.config.setdefault("zero_optimization", {}).update(zero or {})
@@ -68,7 +172,8 @@ class DeepSpeed(strategies.DeepSpeedStrategy):
         if not self.on_cpu:
             return super().setup_distributed()
         self.set_world_ranks()
-        self._init_deepspeed_distributed()
+        with compiling():
+            self._init_deepspeed_distributed()
 
     def _format_config(self) -> None:
         super()._format_config()
@@ -82,14 +187,15 @@ class DeepSpeed(strategies.DeepSpeedStrategy):
         if path is not None and not self._fits(Path(path)):
             # Before DeepSpeed copies the weights for its optimizer, or it would go on from the others.
             self._restore_zero_state({"state_dict": self._weights(Path(path))}, strict=False)
-        super()._initialize_deepspeed_train(model)
+        with compiling():
+            super()._initialize_deepspeed_train(model)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """All of a checkpoint of as many ranks; of another one its position, for its weights are there already and its
         optimizer begins anew."""
         if self._fits(Path(checkpoint_path)):
             return super().load_checkpoint(checkpoint_path, weights_only)
-        log.warning("%s was written by another number of ranks or strategy: the optimizer begins anew", checkpoint_path)
+        tell_new_optimizer(checkpoint_path)
         return saved_position(Path(checkpoint_path))
 
     def _fits(self, path: Path) -> bool:

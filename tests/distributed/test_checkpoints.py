@@ -1,14 +1,17 @@
-"""A run saved on two ranks goes on on two, exactly, and on one; its export is the same model."""
+"""A run saved on two ranks goes on on two, exactly, on one, and under others; its export is the same model."""
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
-from egrpo.training.checkpoints import find_checkpoint, saved_weights
+from egrpo.training.checkpoints import find_checkpoint, is_divided, saved_ranks, saved_weights, trained_names
+from tests.distributed.pieces import logits
 from tests.distributed.ranks import on_ranks
 from tests.distributed.trajectory import SETTINGS
 from tests.training.conftest import Runs
@@ -16,15 +19,18 @@ from tests.training.pieces import metrics
 
 STEPS = (*SETTINGS, "trainer.limit_val_batches=0", "callbacks.best=null", "callbacks.checkpoint.every_n_train_steps=2")
 STEPS += ("objective.micro_batch_size=2", "callbacks.checkpoint.save_top_k=-1", "trainer.precision=32-true")
-STRATEGIES = [
-    pytest.param(name, marks=marks)
-    for name, marks in [
-        ("ddp", pytest.mark.slow),
-        ("fsdp2", pytest.mark.slow),
-        ("deepspeed_stage_2", pytest.mark.slow),
-        ("deepspeed_stage_3", pytest.mark.slow),
-    ]
+STRATEGIES = ["ddp", "fsdp2", "deepspeed_stage_2", "deepspeed_stage_3", "deepspeed_stage_3_offload"]
+# The strategy that writes a checkpoint on two ranks, and the one that goes on from it, on how many.
+CHANGES = [
+    ("deepspeed_stage_2", "auto", 1),
+    ("deepspeed_stage_3", "ddp", 2),
+    ("deepspeed_stage_3", "fsdp2", 2),
+    ("deepspeed_stage_2", "deepspeed_stage_2", 1),
+    ("ddp", "deepspeed_stage_3", 2),
+    ("fsdp2", "auto", 1),
 ]
+# What the step after a checkpoint has from the weights and the position alone.
+AT_ONCE = ("step", "train/loss", "train/kl", "train/reward", "train/grad_norm", "train/lr")
 
 
 def run(prompts: Path, folder: Path, *overrides: str) -> None:
@@ -35,11 +41,13 @@ def numbers(folder: Path) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in row.items()} for row in metrics(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_resume_and_export(prompts, tmp_path, name: str):
     two = (f"strategy={name}", "trainer.devices=2")
     whole, parts, one = (tmp_path / part for part in ("whole", "parts", "one"))
-    on_ranks(run, tmp_path / "call", prompts, whole, *two, "trainer.max_steps=4")
+    seen = f"+callbacks.logits={{_target_: tests.distributed.pieces.Logits, file: {tmp_path / 'logits.pt'}}}"
+    on_ranks(run, tmp_path / "call", prompts, whole, *two, "trainer.max_steps=4", seen)
     middle = find_checkpoint(whole, str(whole / "checkpoints" / "step_000002.ckpt"))
     assert not any("reference" in key for key in saved_weights(middle))
 
@@ -50,15 +58,73 @@ def test_resume_and_export(prompts, tmp_path, name: str):
 
     alone = (f"strategy={name}", "trainer.devices=1", "trainer.max_steps=4", f"ckpt_path={middle}")
     on_ranks(run, tmp_path / "call", prompts, one, *alone, count=1)
-    # The third step's loss and rollout follow from the weights alone.
-    third, expected = numbers(one)[0], numbers(whole)[2]
-    for key in ("step", "train/loss", "train/kl", "train/reward", "train/grad_norm"):
-        assert third[key] == pytest.approx(expected[key], rel=1e-5), key
-    check_export(whole, tmp_path / "export")
+    check_first(numbers(one)[0], numbers(whole)[2])
+    check_export(whole, tmp_path / "export", torch.load(tmp_path / "logits.pt"))
 
 
-def check_export(run_folder: Path, target: Path) -> None:
-    """The exported directory holds the trained weights, for plain transformers."""
+def check_first(found: dict[str, float], expected: dict[str, float]) -> None:
+    for key in AT_ONCE:
+        assert found[key] == pytest.approx(expected[key], rel=1e-5), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer, reader, count", CHANGES)
+def test_a_run_goes_on_in_its_folder_under_another_strategy(prompts, tmp_path, writer: str, reader: str, count: int):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    two = (f"strategy={writer}", "trainer.devices=2", "scheduler.num_warmup_steps=8")
+    on_ranks(run, tmp_path / "call", prompts, whole, *two, "trainer.max_steps=3")
+    on_ranks(run, tmp_path / "call", prompts, parts, *two, "trainer.max_steps=2")
+    last = parts / "checkpoints" / "last.ckpt"
+    other = (f"strategy={reader}", f"trainer.devices={count}", "scheduler.num_warmup_steps=8", f"ckpt_path={last}")
+    on_ranks(run, tmp_path / "call", prompts, parts, *other, "trainer.max_steps=3", count=count)
+    rows = numbers(parts)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    check_first(rows[2], numbers(whole)[2])
+    divided = reader.startswith("deepspeed")
+    assert is_divided(last) == divided and saved_ranks(last) == (count if divided else 1)
+    assert sorted(path.name for path in last.parent.iterdir()) == sorted(
+        path.name for path in (whole / "checkpoints").iterdir()
+    )
+
+
+def what_fsdp2_saves(prompts: Path, folder: Path) -> dict[str, Any]:
+    """What this rank gathers for a checkpoint, and how many whole weights it has at most while it does."""
+    words = ("strategy=fsdp2", "trainer.devices=2", "trainer.precision=32-true", "trainer.max_steps=1")
+    module = Runs(prompts).fit(folder, *words)
+    strategy: Any = module.trainer.strategy
+    living: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    to_local = DTensor.to_local
+
+    def counted(self: Any, *arguments: Any, **more: Any) -> torch.Tensor:
+        nonlocal most
+        whole = to_local(self, *arguments, **more)
+        living.append(weakref.ref(whole))
+        most = max(most, sum(ref() is not None for ref in living))
+        return whole
+
+    DTensor.to_local = counted  # type: ignore[method-assign]
+    weights = strategy.lightning_module_state_dict()
+    optimizer = strategy.optimizer_state(strategy.optimizers[0])
+    DTensor.to_local = to_local  # type: ignore[method-assign]
+    kinds = {(type(value), value.device.type) for value in weights.values()}
+    return {
+        **{"weights": set(weights), "optimizer": len(optimizer.get("state", {})), "most": most, "kinds": kinds},
+        "trained": trained_names(module),
+    }
+
+
+@pytest.mark.slow
+def test_rank_0_alone_gathers_what_fsdp2_saves(prompts, tmp_path):
+    """The trained weights, whole, on the host; the other rank lets each go before the next."""
+    first, second = on_ranks(what_fsdp2_saves, tmp_path / "call", prompts, tmp_path / "run")
+    assert first["weights"] == first["trained"] and first["optimizer"] == len(first["trained"])
+    assert first["kinds"] == {(torch.Tensor, "cpu")} and first["most"] >= len(first["trained"])
+    assert not second["weights"] and not second["optimizer"] and second["most"] <= 2
+
+
+def check_export(run_folder: Path, target: Path, logits_of_run: dict[str, torch.Tensor]) -> None:
+    """The exported directory holds the trained weights, and plain transformers makes the run's logits of them."""
     from omegaconf import OmegaConf
     from transformers import JanusForConditionalGeneration
 
@@ -70,3 +136,6 @@ def check_export(run_folder: Path, target: Path) -> None:
     found = model.state_dict()
     for key, value in saved_weights(find_checkpoint(run_folder, "last")).items():
         assert torch.equal(found[key.removeprefix("policy.model.")], value), key
+    again = logits(model)
+    for head, expected in logits_of_run.items():
+        assert expected.std() > 0.1 and torch.allclose(again[head], expected, rtol=0, atol=1e-6), head

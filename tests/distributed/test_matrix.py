@@ -11,6 +11,8 @@ from tests.distributed.ranks import on_ranks
 from tests.distributed.trajectory import METRICS, difference, trajectory
 
 SHARD = ("rollout.gather=shard",)
+# A rank's four samples are drawn in two parts, and scored in passes of three and one.
+PARTS = ("rollout.batch_size=2",)
 STRATEGIES: list[tuple[str, tuple[str, ...]]] = [
     *[("ddp", ()), ("fsdp2", ()), ("fsdp2", SHARD), ("deepspeed_stage_2", ())],
     *[("deepspeed_stage_3", ()), ("deepspeed_stage_3", SHARD), ("deepspeed_stage_3_offload", ())],
@@ -24,8 +26,8 @@ CELLS = [
         id="-".join([name, *more, str(size)]),
         marks=() if (name, more, size) in FAST else pytest.mark.slow,
     )
-    for name, more in STRATEGIES
-    for size in (1, 2, 4)
+    for name, settings in STRATEGIES
+    for more, size in [*[(settings, size) for size in (1, 2, 4)], ((*settings, *PARTS), 3)]
 ]
 
 
@@ -72,10 +74,10 @@ def uncured(*arguments: Any) -> dict[str, Any]:
     return trajectory(*arguments)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("strategy", ["deepspeed_stage_2", "deepspeed_stage_3"])
 @pytest.mark.slow
-def test_without_the_cure_earlier_micro_batches_are_lost(alone, prompts, tmp_path, stage: int):
-    words = ("trainer.devices=2", f"strategy=deepspeed_stage_{stage}", "trainer.precision=32-true")
+def test_without_the_cure_earlier_micro_batches_are_lost(alone, prompts, tmp_path, strategy: str):
+    words = ("trainer.devices=2", f"strategy={strategy}", "trainer.precision=32-true")
     words += ("objective.micro_batch_size=1",)
     ranks = on_ranks(uncured, tmp_path / "call", prompts, tmp_path / "run", *words)
     assert difference(alone, ranks[0])["train/grad_norm"] > 0.01

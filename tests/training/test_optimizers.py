@@ -1,13 +1,14 @@
-"""Master weights: small updates of bfloat16 weights add up, and a resumed optimizer goes on exactly."""
+"""Master weights: small updates of bfloat16 weights add up, and a resumed optimizer goes on exactly, at its rate."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
-from egrpo.training.optimizers import MasterAdamW
+from egrpo.training.optimizers import MasterAdamW, go_on_with_schedule
 
 SETTINGS = {"lr": 1e-6, "betas": (0.9, 0.999), "weight_decay": 0.01}
 
@@ -73,3 +74,28 @@ def test_a_resumed_optimizer_goes_on_exactly():
     assert torch.equal(again, whole)
     for name in ("master", "exp_avg", "exp_avg_sq"):
         assert torch.equal(three.state[again][name], one.state[whole][name]), name
+
+
+def scheduled(lr: float) -> tuple[torch.optim.Optimizer, Any]:
+    """Warm-up over eight steps."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=lr)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, step / 8))
+
+
+@pytest.mark.parametrize("new_optimizer", [False, True])
+@pytest.mark.parametrize("lr", [0.8, 0.08])
+def test_a_resumed_run_has_the_rate_of_its_settings_at_its_step(new_optimizer: bool, lr: float):
+    optimizer, scheduler = scheduled(0.8)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    resumed, resumed_scheduler = scheduled(lr)
+    if not new_optimizer:
+        resumed.load_state_dict(optimizer.state_dict())
+    resumed_scheduler.load_state_dict(scheduler.state_dict())
+    go_on_with_schedule(resumed_scheduler)
+    for step in (3, 4, 5):
+        rate = resumed.param_groups[0]["lr"]
+        assert rate == pytest.approx(lr * step / 8) and resumed_scheduler.get_last_lr() == [rate]
+        resumed.step()
+        resumed_scheduler.step()
