@@ -20,7 +20,7 @@ from egrpo.paths import resolve
 from egrpo.planning.measuring import LiveBytes
 from egrpo.planning.workload import Lengths
 from egrpo.policy import JanusPolicy, load_janus
-from egrpo.policy.backbone import CachedDecoder
+from egrpo.policy.decoding import CachedDecoder
 from egrpo.types import Rollout
 
 SHAPES = "package:egrpo/shapes/assets/janus"
