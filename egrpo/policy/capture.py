@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egrpo.policy import fused
 from egrpo.policy.backbone import Backbone
 from egrpo.policy.decoding import CachedDecoder, StaticDecoder
 from egrpo.policy.drawing import Drawing
+from egrpo.policy.fused import can_fuse
 from egrpo.policy.loop import Loop
 
 log = logging.getLogger(__name__)
 
-DECODING = ("auto", "eager", "static", "captured")
+DECODING = ("auto", "eager", "static", "captured", "compiled")
 WIDTH = 128  # a graph serves this many columns: fewer read less of the cache, more need fewer graphs
 UNOBSERVED = 16  # turns on a device between two looks at whether all rows have ended
 
@@ -28,7 +30,8 @@ class Steps:
 
     Args:
         decoding: "eager": buffers that are read as far as they are filled. "static": tensors of fixed size. "captured":
-            those, and turns replayed as CUDA graphs. "auto": captured on CUDA, eager elsewhere.
+            those, and turns replayed as CUDA graphs (on CUDA). "compiled": those, and the operations of a layer fused
+            by torch.compile, where layers are plain. "auto": compiled on CUDA, eager elsewhere.
 
     Raises:
         ValueError: there is no such way.
@@ -39,7 +42,7 @@ class Steps:
             raise ValueError(f"rollout.decoding={decoding}: choose {', '.join(DECODING)}")
         self.decoding = decoding
         self._kept: dict[str, tuple[tuple[Any, ...], StaticLoop]] = {}  # kind -> what it was made for, and the loop
-        self._broken = False
+        self._compiles = self._captures = True  # until it fails
 
     def loop(
         self,
@@ -67,7 +70,8 @@ class Steps:
         embed = backbone.embed_text if kind == "text" else backbone.embed_image
         head = backbone.lm_head if kind == "text" else backbone.generation_head
         settings: tuple[Any, ...] = (embed, head, how, rows, length, eos, ids.device)
-        if self._way(ids.device) == "eager":
+        way = self._way(ids.device)
+        if way == "eager":
             loop = Loop(CachedDecoder(backbone, *context, length), *settings)
             loop.start(uniforms)
             return loop
@@ -77,44 +81,54 @@ class Steps:
         if static is None or before != made_for or static.capacity < needed:
             self._kept.pop(kind, None)  # its memory first
             del static
-            static = StaticLoop(backbone, settings, -(-needed // WIDTH) * WIDTH)
+            static = StaticLoop(backbone, settings, -(-needed // WIDTH) * WIDTH, self._layer_step(backbone, way))
             self._kept[kind] = (made_for, static)
         static.decoder.load(*context)
         static.start(uniforms)
         return static
-
-    @property
-    def unobserved(self) -> int:
-        """Turns that may be run before the host looks whether all rows have ended."""
-        return UNOBSERVED if torch.cuda.is_available() else 1
 
     def run(self, loop: Loop, turns: int) -> None:
         """Draws `turns` tokens more a row."""
         for _ in range(turns):
             if not isinstance(loop, StaticLoop):
                 loop.turn()
-            elif self._way(loop.tokens.device) == "static":
-                loop.static_turn()
             else:
-                self._captured_turn(loop)
+                self._static_turn(loop)
 
     def drop(self) -> None:
         """Forgets what was captured: the weights go elsewhere."""
         self._kept.clear()
 
+    def unobserved(self, loop: Loop) -> int:
+        """Turns that may be run before the host looks whether all rows have ended."""
+        return 1 if loop.tokens.device.type == "cpu" else UNOBSERVED
+
     def _way(self, device: torch.device) -> str:
         if self.decoding != "auto":
-            cannot = self.decoding == "captured" and (self._broken or device.type != "cuda")
-            return "static" if cannot else self.decoding
-        return "captured" if device.type == "cuda" and not self._broken else "eager"
+            return self.decoding
+        return "compiled" if device.type == "cuda" else "eager"
 
-    def _captured_turn(self, loop: StaticLoop) -> None:
+    def _layer_step(self, backbone: Backbone, way: str) -> Any:
+        fuse = way == "compiled" and self._compiles and can_fuse(backbone.language_model)
+        return fused.compiled() if fuse else None
+
+    def _static_turn(self, loop: StaticLoop) -> None:
+        way = self._way(loop.tokens.device)
+        capture = way != "static" and self._captures and loop.can_capture
         try:
-            loop.captured_turn()
-        except RuntimeError as error:
-            self._broken = True
-            log.warning("drawing goes on without CUDA graphs, several times slower: a step was not captured: %s", error)
-            loop.static_turn()
+            return loop.captured_turn() if capture else loop.static_turn()
+        except Exception as error:
+            if loop.decoder.layer_step is not None:
+                self._compiles, loop.decoder.layer_step = False, None
+                log.warning("drawing goes on with layers that are not fused: they were not compiled: %s", error)
+            elif capture:
+                self._captures = False
+                log.warning(
+                    "drawing goes on without CUDA graphs, several times slower: no step was captured: %s", error
+                )
+            else:
+                raise
+        self._static_turn(loop)
 
 
 class StaticLoop(Loop):
@@ -122,14 +136,19 @@ class StaticLoop(Loop):
 
     decoder: StaticDecoder
 
-    def __init__(self, backbone: Backbone, settings: tuple[Any, ...], capacity: int) -> None:
+    def __init__(self, backbone: Backbone, settings: tuple[Any, ...], capacity: int, layer_step: Any) -> None:
         _, _, how, rows, *_ = settings
         self.capacity = capacity
-        super().__init__(StaticDecoder(backbone, rows * (2 if how.guided else 1), capacity), *settings)
+        decoder = StaticDecoder(backbone, rows * (2 if how.guided else 1), capacity, layer_step)
+        super().__init__(decoder, *settings)
         self._columns = 0  # in use, on the host
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._seen: set[int] = set()
         self._pool: Any = None
+
+    @property
+    def can_capture(self) -> bool:
+        return self.tokens.device.type == "cuda"
 
     def start(self, uniforms: Tensor | None) -> None:
         super().start(uniforms)
@@ -137,29 +156,29 @@ class StaticLoop(Loop):
 
     def static_turn(self) -> None:
         """A turn at once; looks at no more columns than are in use, rounded up."""
-        self._columns += 1
-        self.decoder.width = min(-(-self._columns // WIDTH) * WIDTH, self.capacity)
+        self.decoder.width = self._width()
         self.turn()
+        self._columns += 1
 
     def captured_turn(self) -> None:
-        """A turn by its graph. The first of a width runs eagerly (libraries set themselves up), the second is captured.
-
-        Raises:
-            RuntimeError: it cannot be captured; nothing was drawn.
-        """
-        width = min(-(-(self._columns + 1) // WIDTH) * WIDTH, self.capacity)
+        """A turn by its graph. The first of a width runs eagerly (libraries set themselves up), the second is captured."""
+        width = self._width()
+        if width not in self._seen:
+            self.static_turn()
+            self._seen.add(width)
+            return
         if width not in self._graphs:
-            if width not in self._seen:
-                self._seen.add(width)
-                return self.static_turn()
             self.decoder.width = width
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
                 self.turn()
             self._pool = self._pool or graph.pool()
             self._graphs[width] = graph
-        self._columns += 1
         self._graphs[width].replay()
+        self._columns += 1
+
+    def _width(self) -> int:
+        return min(-(-(self._columns + 1) // WIDTH) * WIDTH, self.capacity)
 
 
 def addresses(backbone: Backbone) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ size, as a captured step needs; what is not filled yet is masked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from egrpo.policy.backbone import Backbone
+from egrpo.policy.fused import layer_weights
 
 
 class Decoder(Protocol):
@@ -165,18 +167,23 @@ class StaticDecoder:
         backbone: The modules.
         rows: R.
         capacity: Columns of prompt and tokens together, at most.
+        layer_step: Runs a layer in place of the model's own, see `egrpo.policy.fused.layer_step`.
     """
 
     hidden: Tensor
 
-    def __init__(self, backbone: Backbone, rows: int, capacity: int) -> None:
+    def __init__(
+        self, backbone: Backbone, rows: int, capacity: int, layer_step: Callable[..., Tensor] | None = None
+    ) -> None:
         self._backbone = backbone
+        self.layer_step = layer_step
         self.capacity = capacity
         self.length = 0  # columns of the prompts
         self.width = capacity  # columns that are looked at, at least those in use
         device = next(backbone.language_model.parameters()).device
         self.column = torch.zeros(1, dtype=torch.long, device=device)  # where the next token goes
-        self._mask = torch.zeros(rows, 1, 1, capacity, dtype=torch.bool, device=device)
+        # One column more than is ever looked at: a whole and a part would be compiled apart.
+        self._mask = torch.zeros(rows, 1, 1, capacity + 1, dtype=torch.bool, device=device)
         self._next_position = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self._layers: list[Any] = [StaticLayer(self) for _ in range(backbone.language_model.config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
@@ -198,13 +205,29 @@ class StaticDecoder:
     def step(self, embeds: Tensor) -> None:
         """Feeds one embedding a row, [R, D]."""
         self._mask.index_fill_(3, self.column, True)
-        out = self._backbone.language_model(
-            inputs_embeds=embeds[:, None],
-            attention_mask=self._mask[..., : self.width],
-            position_ids=self._next_position,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self.hidden.copy_(out.last_hidden_state[:, -1])
+        mask = self._mask[..., : self.width]
+        if self.layer_step is None:
+            out = self._backbone.language_model(
+                inputs_embeds=embeds[:, None],
+                attention_mask=mask,
+                position_ids=self._next_position,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+            self.hidden.copy_(out.last_hidden_state[:, -1])
+        else:
+            self.hidden.copy_(self._by_layers(self.layer_step, embeds, mask))
         self._next_position += 1
         self.column += 1
+
+    def _by_layers(self, layer_step: Callable[..., Tensor], x: Tensor, mask: Tensor) -> Tensor:
+        model = self._backbone.language_model
+        rotation = model.rotary_emb(x[:, None], position_ids=self._next_position)
+        torch._dynamo.maybe_mark_dynamic(mask, 3)
+        for layer, kept in zip(model.layers, self._layers, strict=True):
+            looked_at = [values[:, :, : self.width] for values in (kept.keys, kept.values)]
+            for values in looked_at:
+                torch._dynamo.maybe_mark_dynamic(values, 2)
+            eps = layer.input_layernorm.variance_epsilon
+            x = layer_step(x, layer_weights(layer), rotation, mask, *looked_at, self.column, eps)
+        return model.norm(x)

@@ -112,7 +112,7 @@ def draw_text_tokens(
     while done < max_tokens and not lockstep.all_done(loop.all_ended()):
         if lockstep is ALONE:
             loop.compact()
-        turns = min(steps.unobserved, max_tokens - done)
+        turns = min(steps.unobserved(loop), max_tokens - done)
         steps.run(loop, turns)
         done += turns
     return _drawn(loop, done)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
-from egrpo.policy import capture, sample_image_tokens
+from egrpo.policy import capture, fused, sample_image_tokens
+from egrpo.policy.adapter import add_lora
 from egrpo.policy.backbone import Backbone
 from egrpo.policy.capture import Steps
 from egrpo.policy.drawing import Drawing
@@ -145,7 +147,7 @@ def test_text_ends_at_the_first_end_of_sequence(model, monkeypatch):
     drawn = draw_text_tokens(Backbone.of(model), ids, mask, None, max_tokens=5, eos=EOS, how=GREEDY)
     assert drawn.tokens.tolist() == [[50, 2, 2, 2], [60, 61, 62, 2], [2, 2, 2, 2]]  # four steps: all have ended
     assert drawn.mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
-    assert model.lm_head.rows_run == [3, 3, 1, 1]  # rows that have ended are left out
+    assert model.lm_head.rows_run[:4] == [3, 3, 1, 1]  # rows that have ended are left out
     assert not drawn.truncated.any()
     assert (drawn.logps[~drawn.mask] == 0).all() and (drawn.entropy[~drawn.mask] == 0).all()
 
@@ -228,9 +230,10 @@ def test_what_is_kept_sees_new_weights(model):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("cfg_weight", [1.0, 3.0])
-def test_captured_steps_draw_what_eager_ones_draw(model, cfg_weight: float, monkeypatch):
+@pytest.mark.parametrize("decoding", ["captured", "compiled"])
+def test_captured_steps_draw_what_eager_ones_draw(model, cfg_weight: float, decoding: str, monkeypatch):
     monkeypatch.setattr(capture, "WIDTH", 8)
-    model, captured = model.cuda(), Steps("captured")
+    model, captured = model.cuda(), Steps(decoding)
     for prompts in (PROMPTS, PROMPTS[::-1]):
         ids, mask = (x.cuda() for x in right_padded(prompts))
         for greedy, u in ((True, None), (False, uniforms(3).cuda())):
@@ -242,17 +245,66 @@ def test_captured_steps_draw_what_eager_ones_draw(model, cfg_weight: float, monk
             assert torch.equal(eager.tokens, replayed.tokens)
             torch.testing.assert_close(eager.logps, replayed.logps, atol=1e-5, rtol=0)
         assert captured._kept["image"][1]._graphs
+    assert captured._captures and captured._compiles
 
 
-def test_a_step_that_cannot_be_captured_is_told_once(model, monkeypatch, caplog):
-    def refuse(self: capture.StaticLoop) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
+def test_our_layer_is_the_models(model, monkeypatch):
+    monkeypatch.setattr(fused, "compiled", lambda: fused.layer_step)
+    monkeypatch.setattr(capture, "WIDTH", 8)
+    ids, mask = right_padded(PROMPTS)
+    settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(cfg_weight=3.0)}
+    steps = Steps("compiled")
+    theirs, ours = (
+        draw_image_tokens(Backbone.of(model), ids, mask, uniforms(3), **settings, steps=s) for s in (None, steps)
+    )
+    assert steps._kept["image"][1].decoder.layer_step is fused.layer_step
+    assert torch.equal(theirs.tokens, ours.tokens)
+    torch.testing.assert_close(theirs.logps, ours.logps, atol=1e-5, rtol=0)
 
-    steps, (ids, mask) = Steps("captured"), right_padded(PROMPTS)
+
+def test_layers_that_are_not_plain_are_left_to_the_model(model, make_policy):
+    assert fused.can_fuse(model.model.language_model)
+    policy = add_lora(make_policy(decoding="compiled"))
+    assert not fused.can_fuse(policy.model.model.language_model)
+    rollout = policy.rollout(["a cat"], 2, seed=0, step=0, cot=True, cfg_weight=3.0)
+    policy.steps = Steps("eager")
+    assert torch.equal(
+        rollout.image.tokens, policy.rollout(["a cat"], 2, seed=0, step=0, cot=True, cfg_weight=3.0).image.tokens
+    )
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda *_: None)
+    assert not fused.can_fuse(model.model.language_model)
+    handle.remove()
+
+
+@pytest.mark.slow
+def test_compiled_layers_draw_what_eager_ones_draw(model, monkeypatch):
+    monkeypatch.setattr(capture, "WIDTH", 8)
+    ids, mask = right_padded(PROMPTS)
+    settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(cfg_weight=3.0)}
+    steps = Steps("compiled")
+    theirs, ours = (
+        draw_image_tokens(Backbone.of(model), ids, mask, uniforms(3), **settings, steps=s) for s in (None, steps)
+    )
+    assert steps._compiles and torch.equal(theirs.tokens, ours.tokens)
+    torch.testing.assert_close(theirs.logps, ours.logps, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_compiled_or_captured_is_told_once(model, monkeypatch, caplog):
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("operation not permitted")
+
+    ids, mask = right_padded(PROMPTS)
     settings = {"num_tokens": 16, "pad": PAD, "how": GREEDY}
     expected = draw_image_tokens(Backbone.of(model), ids, mask, None, **settings)
-    monkeypatch.setattr(capture.StaticLoop, "captured_turn", refuse)
-    monkeypatch.setattr(Steps, "_way", lambda self, device: "static" if self._broken else "captured")
-    drawn = draw_image_tokens(Backbone.of(model), ids, mask, None, **settings, steps=steps)
-    assert torch.equal(drawn.tokens, expected.tokens)
-    assert len(caplog.records) == 1 and "without CUDA graphs" in caplog.text
+    monkeypatch.setattr(fused, "compiled", lambda: refuse)
+    monkeypatch.setattr(capture.StaticLoop, "can_capture", True)
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    steps = Steps("compiled")
+    for _ in range(2):
+        drawn = draw_image_tokens(Backbone.of(model), ids, mask, None, **settings, steps=steps)
+        assert torch.equal(drawn.tokens, expected.tokens)
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == [
+        "drawing goes on with layers that are not fused",
+        "drawing goes on without CUDA graphs, several times slower",
+    ]
