@@ -161,7 +161,7 @@ class StaticLoop(Loop):
         self._columns += 1
 
     def captured_turn(self) -> None:
-        """A turn by its graph. The first of a width runs eagerly (libraries set themselves up), the second is captured."""
+        """A turn by its graph. A width's first runs eagerly (libraries set themselves up), its second is captured."""
         width = self._width()
         if width not in self._seen:
             self.static_turn()
