@@ -37,8 +37,8 @@ class Loop:
     ) -> None:
         self.decoder, self.embed, self.head, self.how, self.eos = decoder, embed, head, how, eos
         self.tokens = torch.zeros(rows, length, dtype=torch.long, device=device)
-        self.logps = torch.zeros(rows, length, device=device)
-        self.entropy = torch.zeros(rows, length, device=device)
+        self.logps = torch.zeros(rows, length, dtype=torch.float32, device=device)
+        self.entropy = torch.zeros(rows, length, dtype=torch.float32, device=device)
         self.uniforms = torch.zeros(rows, length, dtype=torch.float64, device=device)
         self.last = torch.zeros(rows, dtype=torch.long, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
