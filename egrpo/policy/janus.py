@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from egrpo.policy.backbone import Backbone, evaluating
+from egrpo.policy.capture import Steps
+from egrpo.policy.drawing import Drawing
 from egrpo.policy.layout import check_padding, image_context, pad_rows
 from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janus, merged_state_dict
 from egrpo.policy.lockstep import ALONE, Lockstep
@@ -38,6 +41,7 @@ class JanusPolicy(nn.Module):
         trainable: Modules left trainable, all others are frozen (T2I-R1 and EG-GRPO: language model and text head).
         num_image_tokens: Codes of an image, a square number; None = the grid of the VQ decoder.
         decode_batch: Images that the VQ decoder takes at once.
+        decoding: How tokens are fed while sampling, see `egrpo.policy.capture.Steps`.
         gradient_checkpointing: Recomputes the language model's layers in the backward pass, in training mode.
 
     Raises:
@@ -57,6 +61,7 @@ class JanusPolicy(nn.Module):
         trainable: Sequence[str] = ("language_model", "lm_head"),
         num_image_tokens: int | None = None,
         decode_batch: int = 16,
+        decoding: str = "auto",
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -78,6 +83,7 @@ class JanusPolicy(nn.Module):
         # The decoder is convolutional: it takes any grid, once told its sides.
         model.model.vqmodel.quantize.quant_state_dims = [side, side]
         self.decode_batch = decode_batch
+        self.steps = Steps(decoding)
         self.lockstep: Lockstep = ALONE  # in scoring, with ranks that hold other parts of the weights
         self.drawing: Lockstep = ALONE  # the same in sampling, unless this rank has the whole weights for it
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else pad_token(model)
@@ -134,6 +140,8 @@ class JanusPolicy(nn.Module):
         guided_logps: bool = False,
         sample_offset: int | Sequence[int] = 0,
         chunk: int | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> Rollout:
         """Samples `group_size` images a prompt, with a plan each if `cot`, in group order.
 
@@ -152,6 +160,8 @@ class JanusPolicy(nn.Module):
                 False = by the conditional one, as published.
             sample_offset: Index of the first sample of a group, for drawing a group in several calls; or B of them.
             chunk: Most sequences sampled at once, None = all; the result does not depend on it.
+            top_k: Draws from this many most likely tokens, of plan and image; None = all.
+            top_p: Draws from the fewest tokens that hold this much probability; None = all.
 
         Returns:
             Rollout of N = B x G samples, on the model's device; its tensors may be used under autograd.
@@ -165,12 +175,13 @@ class JanusPolicy(nn.Module):
         keys = [(seed, step, text, first + i) for text, first in firsts for i in range(group_size)]
         rows = chunks(len(prompts), chunk)
         source = None if greedy else keys
+        how = Drawing(temperature, greedy, top_k, top_p, cfg_weight, guided_logps)
         with evaluating(self.model):
             text, plans, truncated = None, None, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
             if cot:
-                text, truncated = self._rollout_text(prompts, source, rows, temperature)
+                text, truncated = self._rollout_text(prompts, source, rows, replace(how, cfg_weight=1.0))
                 plans = self._decode_plans(text)
-            image = self._rollout_image(prompts, plans, source, rows, temperature, cfg_weight, guided_logps)
+            image = self._rollout_image(prompts, plans, source, rows, how)
             pixels = self.decode(image.tokens)
         guidance = cfg_weight if guided_logps else 1.0
         return Rollout(prompts, plans or [""] * len(prompts), truncated, text, image, pixels, guidance)
@@ -227,7 +238,7 @@ class JanusPolicy(nn.Module):
         return fit_prompt(self.tokenizer, self.templates, prompt, self.max_prompt_tokens)
 
     def _rollout_text(
-        self, prompts: list[str], keys: list[SampleKey] | None, rows: list[slice], temperature: float
+        self, prompts: list[str], keys: list[SampleKey] | None, rows: list[slice], how: Drawing
     ) -> tuple[Segment, Tensor]:
         context = pad_rows([self.reasoning_ids(prompt) for prompt in prompts], self.pad, left=True)
         ids, mask = (part.to(self.device) for part in context)
@@ -240,8 +251,9 @@ class JanusPolicy(nn.Module):
                 self._uniforms(keys, part, self.max_plan_tokens, "text"),
                 max_tokens=self.max_plan_tokens,
                 eos=eos,
-                temperature=temperature,
+                how=how,
                 lockstep=self.drawing,
+                steps=self._steps(),
             )
             for part in rows
         ]
@@ -257,9 +269,7 @@ class JanusPolicy(nn.Module):
         plans: list[str] | None,
         keys: list[SampleKey] | None,
         rows: list[slice],
-        temperature: float,
-        cfg_weight: float,
-        record_guided: bool,
+        how: Drawing,
     ) -> Segment:
         if plans is None:
             texts = [self.image_ids(prompt) for prompt in prompts]
@@ -274,14 +284,17 @@ class JanusPolicy(nn.Module):
                 self._uniforms(keys, part, self.num_image_tokens, "image"),
                 num_tokens=self.num_image_tokens,
                 pad=self.pad,
-                cfg_weight=cfg_weight,
-                temperature=temperature,
+                how=how,
                 padding=self.padding,
-                record_guided=record_guided,
+                steps=self._steps(),
             )
             for part in rows
         ]
         return segment_of(ids, mask, drawn)
+
+    def _steps(self) -> Steps:
+        """Hooks that gather weights at every layer cannot be captured."""
+        return self.steps if self.drawing is ALONE else Steps("eager")
 
     def _uniforms(self, keys: list[SampleKey] | None, rows: slice, num_tokens: int, domain: str) -> Tensor | None:
         return None if keys is None else sample_uniforms(keys[rows], num_tokens, domain=domain).to(self.device)

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egrpo.policy.backbone import Backbone, CachedDecoder, evaluating
-from egrpo.policy.drawing import draw
+from egrpo.policy.backbone import Backbone, evaluating
+from egrpo.policy.capture import Steps
+from egrpo.policy.drawing import Drawing
 from egrpo.policy.layout import check_padding, left_pack, positions_of, unconditional
 from egrpo.policy.lockstep import ALONE, Lockstep
+from egrpo.policy.loop import Loop
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Drawn:
     truncated: Tensor  # [N] bool, True = no end-of-sequence token within the limit
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def draw_image_tokens(
     backbone: Backbone,
@@ -34,52 +37,39 @@ def draw_image_tokens(
     *,
     num_tokens: int,
     pad: int,
-    cfg_weight: float,
-    temperature: float = 1.0,
+    how: Drawing,
     padding: str = "exact",
-    record_guided: bool = False,
+    steps: Steps | None = None,
 ) -> Drawn:
-    """Draws image codes from u + cfg_weight (c - u), c and u the conditional and unconditional logits.
+    """Draws image codes.
 
     Args:
         backbone: The modules.
         context_ids: [N, L] text ids, begin-of-image last.
         context_mask: [N, L] bool, False = padding wherever it stands.
-        uniforms: [N, num_tokens] float64 in [0, 1); None = greedy.
+        uniforms: [N, num_tokens] float64 in [0, 1); None where `how.greedy`.
         num_tokens: Codes of an image, T.
         pad: Pad token id, whose embedding stands in for the prompt in unconditional rows.
-        cfg_weight: 1 = no guidance (no unconditional rows are run).
-        temperature: Divides the logits.
+        how: Temperature, guidance, cuts.
         padding: "exact" or "published", see `sample_image_tokens`.
-        record_guided: Records log probabilities and entropies of the guided distribution that is drawn from; False =
-            of the conditional one.
+        steps: How tokens are fed; None = anew for this call.
     """
-    _check(temperature, context_mask)
     check_padding(padding)
+    _check(context_mask)
     if padding == "exact":
         context_ids, context_mask = left_pack(context_ids, context_mask)
-    count = len(context_ids)
-    guided = cfg_weight != 1
-    if guided:
+    if how.guided:
         bare_ids, bare_mask = unconditional(context_ids, context_mask, pad, padding)
         context_ids, context_mask = torch.cat([context_ids, bare_ids]), torch.cat([context_mask, bare_mask])
-    decoder = CachedDecoder(backbone, context_ids, context_mask, positions_of(context_mask, padding), num_tokens)
-    steps: list[tuple[Tensor, ...]] = []
-    for t in range(num_tokens):
-        if t:
-            embeds = backbone.embed_image(steps[-1][0])
-            decoder.step(embeds.repeat(2, 1) if guided else embeds)
-        logits = backbone.generation_head(decoder.hidden).float()
-        conditional, bare = logits[:count], logits[count:]
-        mixed = bare + cfg_weight * (conditional - bare) if guided else conditional
-        recorded = mixed if record_guided else conditional
-        steps.append(draw(mixed, recorded, None if uniforms is None else uniforms[:, t], temperature))
-    tokens, logps, entropy = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
-    _check_finite(logps)
-    everywhere = torch.ones_like(tokens, dtype=torch.bool)
-    return Drawn(tokens, everywhere, logps, entropy, everywhere.new_zeros(count))
+    context = (context_ids, context_mask, positions_of(context_mask, padding))
+    steps = steps or Steps()
+    loop = steps.loop("image", backbone, context, uniforms, num_tokens, how)
+    loop.draw()
+    steps.run(loop, num_tokens - 1)
+    return _drawn(loop, num_tokens)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def draw_text_tokens(
     backbone: Backbone,
@@ -89,8 +79,9 @@ def draw_text_tokens(
     *,
     max_tokens: int,
     eos: int | None,
-    temperature: float = 1.0,
+    how: Drawing,
     lockstep: Lockstep = ALONE,
+    steps: Steps | None = None,
 ) -> Drawn:
     """Draws text until every row has met end-of-sequence or `max_tokens` are drawn.
 
@@ -101,35 +92,30 @@ def draw_text_tokens(
         backbone: The modules.
         context_ids: [N, L] text ids.
         context_mask: [N, L] bool, False = padding wherever it stands.
-        uniforms: [N, max_tokens] float64 in [0, 1); None = greedy.
+        uniforms: [N, max_tokens] float64 in [0, 1); None where `how.greedy`.
         max_tokens: Most tokens of a row.
         eos: End-of-sequence token id, None = rows never end.
-        temperature: Divides the logits.
+        how: Temperature and cuts.
         lockstep: With ranks that hold other parts of the weights: none stops before all can.
+        steps: How tokens are fed; None = anew for this call.
 
     Returns:
-        Drawn, T = longest row, of all ranks in lockstep.
+        Drawn, T = longest row.
     """
-    _check(temperature, context_mask)
+    _check(context_mask)
     context_ids, context_mask = left_pack(context_ids, context_mask)
-    decoder = CachedDecoder(backbone, context_ids, context_mask, positions_of(context_mask), max_tokens)
-    ended = context_mask.new_zeros(len(context_mask))
-    steps: list[tuple[Tensor, ...]] = []
-    for t in range(max_tokens):
-        if t:
-            decoder.step(backbone.embed_text(steps[-1][0]))
-        logits = backbone.lm_head(decoder.hidden).float()
-        token, logp, entropy = draw(logits, logits, None if uniforms is None else uniforms[:, t], temperature)
-        if eos is None:
-            steps.append((token, ~ended, logp, entropy))
-            continue
-        steps.append((token.masked_fill(ended, eos), ~ended, logp.masked_fill(ended, 0), entropy.masked_fill(ended, 0)))
-        ended = ended | (token == eos)
-        if lockstep.all_done(bool(ended.all())):
-            break
-    tokens, mask, logps, entropies = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
-    _check_finite(logps)
-    return Drawn(tokens, mask, logps, entropies, ~ended)
+    context = (context_ids, context_mask, positions_of(context_mask))
+    steps = steps or Steps()
+    loop = steps.loop("text", backbone, context, uniforms, max_tokens, how, eos)
+    loop.draw()
+    done = 1
+    while done < max_tokens and not lockstep.all_done(loop.all_ended()):
+        if lockstep is ALONE:
+            loop.compact()
+        turns = min(steps.unobserved(loop), max_tokens - done)
+        steps.run(loop, turns)
+        done += turns
+    return _drawn(loop, done)
 
 
 def sample_image_tokens(
@@ -143,8 +129,11 @@ def sample_image_tokens(
     padding: str = "exact",
     generator: torch.Generator | None = None,
     num_image_tokens: int | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    decoding: str = "auto",
 ) -> Tensor:
-    """Samples image codes from a native `JanusForConditionalGeneration`, without top-k.
+    """Samples image codes from a native `JanusForConditionalGeneration`.
 
     Args:
         model: The model; its own config tells the pad token and the number of image tokens.
@@ -157,6 +146,9 @@ def sample_image_tokens(
             rows as given, positions count the padding holes, the unconditional mask is all ones.
         generator: Source of the random numbers, [N, T] drawn at once; None = torch's own.
         num_image_tokens: T, None = the grid of the model's VQ decoder.
+        top_k: Draws from this many most likely codes; None = all.
+        top_p: Draws from the fewest codes that hold this much probability; None = all.
+        decoding: How tokens are fed, see `egrpo.policy.capture.Steps`.
 
     Returns:
         [N, T] int64.
@@ -178,9 +170,9 @@ def sample_image_tokens(
             uniforms,
             num_tokens=count,
             pad=pad_token(model),
-            cfg_weight=cfg_weight,
-            temperature=temperature,
+            how=Drawing(temperature, greedy, top_k, top_p, cfg_weight),
             padding=padding,
+            steps=Steps(decoding),
         )
     return drawn.tokens
 
@@ -203,13 +195,22 @@ def pad_token(model: Any) -> int:
     raise ValueError("the model's config has no pad token: set model.config.text_config.pad_token_id")
 
 
-def _check(temperature: float, context_mask: Tensor) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}; for the most likely tokens use greedy")
-    if not bool(context_mask[:, -1].all()):
-        raise ValueError("the last context token of every row must be a real one, not padding")
-
-
-def _check_finite(logps: Tensor) -> None:
+def _drawn(loop: Loop, count: int) -> Drawn:
+    """What a loop recorded in `count` turns, up to its longest row; copied, for the loop may be used again."""
+    tokens, logps, entropy = (x[:, :count] for x in (loop.tokens, loop.logps, loop.entropy))
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    truncated = mask.new_zeros(len(mask))
+    if loop.eos is not None:
+        ends = tokens == loop.eos
+        mask = ends.cumsum(dim=1) - ends.long() == 0
+        truncated = ~ends.any(dim=1)
+        longest = int(mask.sum(dim=1).max())
+        tokens, mask, logps, entropy = (x[:, :longest] for x in (tokens, mask, logps, entropy))
     if not bool(torch.isfinite(logps).all()):
         raise FloatingPointError("the model's logits hold NaN or infinity: nothing can be sampled from them")
+    return Drawn(tokens.clone(), mask, logps.masked_fill(~mask, 0), entropy.masked_fill(~mask, 0), truncated)
+
+
+def _check(context_mask: Tensor) -> None:
+    if not bool(context_mask[:, -1].all()):
+        raise ValueError("the last context token of every row must be a real one, not padding")

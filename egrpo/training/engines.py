@@ -52,11 +52,15 @@ class Engine:
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """Around sampling: with the whole weights, or (`rollout.gather=shard`) in step with the other ranks."""
-        if self.module.rollout_settings.gather == "full" or self.lockstep is ALONE:
-            with self.whole_weights():
-                yield
-            return
         policy = self.module.policy
+        if self.module.rollout_settings.gather == "full" or self.lockstep is ALONE:
+            try:
+                with self.whole_weights():
+                    yield
+            finally:
+                if self.lockstep is not ALONE:
+                    policy.steps.drop()  # they read weights that are released now
+            return
         policy.drawing = self.lockstep
         try:
             with self.root_weights():

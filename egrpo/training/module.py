@@ -131,6 +131,8 @@ class GRPOModule(LightningModule):
                     temperature=s.temperature,
                     guided_logps=self.objective.logps == "guided",
                     chunk=s.batch_size,
+                    top_k=s.top_k,
+                    top_p=s.top_p,
                 )
         except FloatingPointError as error:
             raise TrainingError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from egrpo import distributed
 from egrpo.data.datamodule import check_samples_per_step
+from egrpo.policy.drawing import Drawing
 
 T = TypeVar("T")
 
@@ -28,6 +29,8 @@ class RolloutSettings:
         cfg_weight: Guidance of image tokens; 1 = none.
         temperature: Divides all logits, in sampling and in scoring.
         cot: Whether a plan (semantic CoT) is written before the image is drawn.
+        top_k: Draws from this many most likely tokens only; None = all. What is recorded and scored does not change.
+        top_p: Draws from the fewest tokens that hold this much probability; None = all.
         batch_size: Most sequences sampled at once; None = all. The result does not depend on it.
         gather: Where weights are divided among ranks: "full" = gathered once for each rollout (fast; a whole copy must
             fit), "shard" = layer by layer at every token, all ranks in step.
@@ -42,6 +45,8 @@ class RolloutSettings:
     cfg_weight: float = 1.0
     temperature: float = 1.0
     cot: bool = True
+    top_k: int | None = None
+    top_p: float | None = None
     batch_size: int | None = None
     gather: str = "full"
     group_across_ranks: bool = False
@@ -56,6 +61,7 @@ class RolloutSettings:
             raise ValueError(f"rollout.cfg_weight={self.cfg_weight}: give a number from 0 on; 1 = no guidance")
         if self.temperature <= 0:
             raise ValueError(f"rollout.temperature={self.temperature}: it must be above 0")
+        Drawing(top_k=self.top_k, top_p=self.top_p)  # says which is out of range
         if self.gather not in ("full", "shard"):
             raise ValueError(f"rollout.gather={self.gather}: choose full or shard")
         if self.batch_size is not None and self.batch_size < 1:

@@ -101,6 +101,8 @@ class Validation:
             cfg_weight=self.rollout.cfg_weight,
             temperature=self.rollout.temperature,
             chunk=self.rollout.batch_size,
+            top_k=self.rollout.top_k,
+            top_p=self.rollout.top_p,
         )
         drawn = drawn[: len(records)]
         if not records:

@@ -20,7 +20,8 @@ from egrpo.paths import resolve
 from egrpo.planning.measuring import LiveBytes
 from egrpo.planning.workload import Lengths
 from egrpo.policy import JanusPolicy, load_janus
-from egrpo.policy.backbone import CachedDecoder
+from egrpo.policy.decoding import CachedDecoder
+from egrpo.policy.loop import Loop
 from egrpo.types import Rollout
 
 SHAPES = "package:egrpo/shapes/assets/janus"
@@ -133,7 +134,7 @@ def lengths_of(rows: Rollout, policy: JanusPolicy) -> Lengths:
 def _watched(found: Measured) -> Iterator[None]:
     """Peaks and operations of drawing and decoding, and the bytes of each decoder's buffers."""
     original = {name: getattr(janus, name) for name in ("draw_text_tokens", "draw_image_tokens")}
-    decode, init = JanusPolicy.decode, CachedDecoder.__init__
+    decode, init, compact = JanusPolicy.decode, CachedDecoder.__init__, Loop.compact
 
     def watch(name: str, function: Any) -> Any:
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -154,12 +155,14 @@ def _watched(found: Measured) -> Iterator[None]:
     janus.draw_image_tokens = watch("images", original["draw_image_tokens"])
     JanusPolicy.decode = watch("pixels", decode)  # type: ignore[method-assign]
     CachedDecoder.__init__ = made  # type: ignore[method-assign]
+    Loop.compact = lambda self: None  # type: ignore[method-assign]  # plans are of devices, where ended rows stay
     try:
         yield
     finally:
         for name, function in original.items():
             setattr(janus, name, function)
         JanusPolicy.decode, CachedDecoder.__init__ = decode, init  # type: ignore[method-assign]
+        Loop.compact = compact  # type: ignore[method-assign]
 
 
 def _score(policy: JanusPolicy, reference: Any, rows: Rollout, found: Measured) -> None:

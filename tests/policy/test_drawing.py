@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from egrpo.policy import inverse_cdf, sample_uniforms
-from egrpo.policy.drawing import draw
+from egrpo.policy.drawing import Drawing, cut, draw
 
 BELOW_ONE = 1 - 2**-53
 INF = float("inf")
@@ -59,15 +59,35 @@ def test_frequencies():
 
 def test_draw_records_conditional_logits_at_the_temperature():
     conditional = torch.tensor([[0.0, math.log(3) * 2]])  # at temperature 2: 1/4, 3/4
-    tokens, logps, entropy = draw(torch.tensor([[1.0, 0.0]]), conditional, None, 2.0)
+    free = torch.tensor([[0.0, math.log(3) * 2 + 1]])  # guided, c + (c - u): 0 and less
+    tokens, logps, entropy = draw(torch.cat([conditional, free]), None, Drawing(2.0, greedy=True, cfg_weight=4))
     assert tokens.tolist() == [0]
     assert logps.item() == pytest.approx(math.log(0.25), abs=1e-6)
     assert entropy.item() == pytest.approx(0.8112781, abs=1e-6)  # bits of (1/4, 3/4), log base V = 2
 
 
 def test_draw_with_impossible_tokens_has_finite_entropy():
-    _, logps, entropy = draw(*[torch.tensor([[0.0, 0.0, -INF, -INF]])] * 2, torch.tensor([0.7]), 1.0)
+    _, logps, entropy = draw(torch.tensor([[0.0, 0.0, -INF, -INF]]), torch.tensor([0.7]), Drawing())
     assert logps.item() == pytest.approx(-math.log(2)) and entropy.item() == pytest.approx(0.5)
+
+
+def test_cuts_literal():
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]]).log()
+    assert cut(logits, None, None) is None and cut(logits, 4, 1.0) is None
+    assert cut(logits, 2, None).tolist() == [[False, True, False, True], [True] * 4]
+    assert cut(logits[:1], None, 0.5).tolist() == [[False, True, False, True]]
+    assert cut(logits[:1], None, 0.39).tolist() == [[False, True, False, False]]
+    assert cut(logits[:1], 3, 0.8).tolist() == [[False, True, True, True]]  # of the three: 4/9, 3/9, 2/9
+
+
+def test_cuts_change_what_is_drawn_and_not_what_is_recorded():
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+    u = torch.tensor([0.05])
+    assert draw(logits, u, Drawing())[0].tolist() == [0]
+    tokens, logps, _ = draw(logits, u, Drawing(top_k=2))
+    assert tokens.tolist() == [1] and logps.item() == pytest.approx(math.log(0.4), abs=1e-6)
+    with pytest.raises(ValueError, match=r"rollout\.top_p=1\.5: give a share"):
+        Drawing(top_p=1.5)
 
 
 def test_streams_are_set_by_their_key():

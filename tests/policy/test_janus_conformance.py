@@ -14,6 +14,7 @@ from transformers import JanusForConditionalGeneration
 from egrpo.conversion import janus
 from egrpo.policy import JanusPolicy, sample_image_tokens
 from egrpo.policy.backbone import Backbone
+from egrpo.policy.drawing import Drawing
 from egrpo.policy.layout import positions_of, unconditional
 from egrpo.policy.loading import begin_of_image_token
 from egrpo.policy.sampling import draw_text_tokens, pad_token
@@ -202,7 +203,7 @@ def test_completion_masks_end_with_the_first_end_of_sequence(model: Any, logps: 
 def test_greedy_text(model: Any, backbone: Backbone, logps: dict[str, Tensor]) -> None:
     wanted, eos = logps["text.greedy_completion_ids"], model.config.text_config.eos_token_id
     ids, mask = logps["text.prompt_ids"], logps["text.prompt_mask"].bool()
-    found = draw_text_tokens(backbone, ids, mask, None, max_tokens=wanted.shape[1], eos=eos)
+    found = draw_text_tokens(backbone, ids, mask, None, max_tokens=wanted.shape[1], eos=eos, how=Drawing(greedy=True))
     width = found.tokens.shape[1]
     assert torch.equal(found.tokens, wanted[:, :width]) and (wanted[:, width:] == eos).all()
     assert found.truncated.tolist() == [eos not in row for row in wanted.tolist()]

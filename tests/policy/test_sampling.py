@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 
-from egrpo.policy import sample_image_tokens
+from egrpo.policy import capture, fused, sample_image_tokens
+from egrpo.policy.adapter import add_lora
 from egrpo.policy.backbone import Backbone
+from egrpo.policy.capture import Steps
+from egrpo.policy.drawing import Drawing
 from egrpo.policy.layout import left_pack, pad_rows, positions_of, unconditional
 from egrpo.policy.sampling import draw_image_tokens, draw_text_tokens
 from tests.policy import naive
+from tests.policy.scripted import Scripted
 
 BOI, PAD, EOS = 4, 3, 2
+GREEDY = Drawing(greedy=True)
 PROMPTS = [[1, 20, 21, 22, 23, 24, 25, 26], [1, 30, 31], [1, 40, 41, 42, 43]]
 
 
@@ -46,7 +54,7 @@ def test_unconditional_rows_literal():
 def test_exact_result_does_not_depend_on_the_batch(model, cfg_weight: float, greedy: bool):
     u = uniforms(3)
     ids, mask = right_padded(PROMPTS)
-    settings = {"num_tokens": 16, "pad": PAD, "cfg_weight": cfg_weight}
+    settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(greedy=greedy, cfg_weight=cfg_weight)}
     together = draw_image_tokens(Backbone.of(model), ids, mask, None if greedy else u, **settings)
     for i, prompt in enumerate(PROMPTS):
         alone = torch.tensor([[*prompt, BOI]])
@@ -83,7 +91,7 @@ def test_exact_does_not_see_where_padding_stands(model):
 def test_published_equals_the_plain_loop(model, cfg_weight: float, greedy: bool):
     u = None if greedy else uniforms(3)
     ids, mask = right_padded(PROMPTS)
-    settings = {"num_tokens": 16, "pad": PAD, "cfg_weight": cfg_weight}
+    settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(greedy=greedy, cfg_weight=cfg_weight)}
     drawn = draw_image_tokens(Backbone.of(model), ids, mask, u, padding="published", **settings).tokens
     assert torch.equal(drawn, naive.sample(model, ids, mask, cfg_weight=cfg_weight, pad=PAD, uniforms=u))
     exact = draw_image_tokens(Backbone.of(model), ids, mask, u, **settings).tokens
@@ -130,35 +138,24 @@ def test_faults_are_named(model):
         sample_image_tokens(model, ids, mask, cfg_weight=1)
     model.model.generation_head.vision_head.weight.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="NaN"):
-        draw_image_tokens(Backbone.of(model), ids, mask, None, num_tokens=2, pad=PAD, cfg_weight=1)
+        draw_image_tokens(Backbone.of(model), ids, mask, None, num_tokens=2, pad=PAD, how=Drawing(greedy=True))
 
 
-class Scripted(torch.nn.Module):
-    """A text head that makes row i say script[i][t] at step t."""
-
-    def __init__(self, script: list[list[int]]) -> None:
-        super().__init__()
-        self.script, self.t = torch.tensor(script), 0
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        self.t += 1
-        return torch.nn.functional.one_hot(self.script[:, self.t - 1], 300) * 100.0
-
-
-def test_text_ends_at_the_first_end_of_sequence(model):
-    model.lm_head = Scripted([[50, EOS, 51, 52, 53], [60, 61, 62, EOS, 63], [EOS, 70, EOS, 71, 72]])
+def test_text_ends_at_the_first_end_of_sequence(model, monkeypatch):
+    model.lm_head = Scripted([[50, EOS, 51, 52, 53], [60, 61, 62, EOS, 63], [EOS, 70, EOS, 71, 72]], monkeypatch)
     ids, mask = pad_rows(PROMPTS, PAD, left=True)
-    drawn = draw_text_tokens(Backbone.of(model), ids, mask, None, max_tokens=5, eos=EOS)
+    drawn = draw_text_tokens(Backbone.of(model), ids, mask, None, max_tokens=5, eos=EOS, how=GREEDY)
     assert drawn.tokens.tolist() == [[50, 2, 2, 2], [60, 61, 62, 2], [2, 2, 2, 2]]  # four steps: all have ended
     assert drawn.mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert model.lm_head.rows_run[:4] == [3, 3, 1, 1]  # rows that have ended are left out
     assert not drawn.truncated.any()
     assert (drawn.logps[~drawn.mask] == 0).all() and (drawn.entropy[~drawn.mask] == 0).all()
 
 
-def test_text_that_never_ends_is_truncated(model):
-    model.lm_head = Scripted([[50, 51, 52, EOS], [60, 61, EOS, 62], [70, 71, 72, 73]])
+def test_text_that_never_ends_is_truncated(model, monkeypatch):
+    model.lm_head = Scripted([[50, 51, 52, EOS], [60, 61, EOS, 62], [70, 71, 72, 73]], monkeypatch)
     ids, mask = pad_rows(PROMPTS, PAD, left=True)
-    drawn = draw_text_tokens(Backbone.of(model), ids, mask, None, max_tokens=3, eos=EOS)
+    drawn = draw_text_tokens(Backbone.of(model), ids, mask, None, max_tokens=3, eos=EOS, how=GREEDY)
     assert drawn.tokens.tolist() == [[50, 51, 52], [60, 61, 2], [70, 71, 72]] and drawn.mask.all()
     assert drawn.truncated.tolist() == [True, False, True]
 
@@ -166,13 +163,148 @@ def test_text_that_never_ends_is_truncated(model):
 def test_text_does_not_depend_on_the_batch(model):
     u = uniforms(3)
     ids, mask = pad_rows(PROMPTS, PAD, left=True)
-    together = draw_text_tokens(Backbone.of(model), ids, mask, u, max_tokens=16, eos=EOS)
+    together = draw_text_tokens(Backbone.of(model), ids, mask, u, max_tokens=16, eos=EOS, how=Drawing())
     for i, prompt in enumerate(PROMPTS):
         alone = torch.tensor([prompt])
         drawn = draw_text_tokens(
-            Backbone.of(model), alone, torch.ones_like(alone).bool(), u[i : i + 1], max_tokens=16, eos=EOS
+            Backbone.of(model),
+            alone,
+            torch.ones_like(alone).bool(),
+            u[i : i + 1],
+            max_tokens=16,
+            eos=EOS,
+            how=Drawing(),
         )
         count = drawn.tokens.shape[1]
         assert torch.equal(drawn.tokens[0], together.tokens[i, :count])
         torch.testing.assert_close(drawn.logps[0], together.logps[i, :count], atol=1e-5, rtol=0)
         assert not together.mask[i, count:].any()
+
+
+@pytest.mark.parametrize("cfg_weight", [1.0, 3.0])
+def test_static_tensors_draw_what_growing_ones_draw(model, cfg_weight: float, monkeypatch):
+    monkeypatch.setattr(capture, "WIDTH", 4)  # several widths within a run
+    backbone, static = Backbone.of(model), Steps("static")
+    for prompts in (PROMPTS, [PROMPTS[1], PROMPTS[2], PROMPTS[2]]):  # the second time in the same tensors
+        ids, mask = right_padded(prompts)
+        for greedy, u in ((True, None), (False, uniforms(3))):
+            settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(greedy=greedy, cfg_weight=cfg_weight)}
+            grown, still = (
+                draw_image_tokens(backbone, ids, mask, u, **settings, steps=steps) for steps in (Steps("eager"), static)
+            )
+            assert torch.equal(grown.tokens, still.tokens)
+            torch.testing.assert_close(grown.logps, still.logps, atol=1e-5, rtol=0)
+            torch.testing.assert_close(grown.entropy, still.entropy, atol=1e-5, rtol=0)
+
+
+def test_static_text_is_growing_text(model):
+    u, (ids, mask) = uniforms(3), pad_rows(PROMPTS, PAD, left=True)
+    settings = {"max_tokens": 16, "eos": 2, "how": Drawing()}
+    model.lm_head.weight.data[EOS] *= 4  # some rows end
+    grown, still = (
+        draw_text_tokens(Backbone.of(model), ids, mask, u, **settings, steps=Steps(how)) for how in ("eager", "static")
+    )
+    assert torch.equal(grown.tokens, still.tokens) and torch.equal(grown.mask, still.mask)
+    assert grown.mask.sum(dim=1).unique().numel() > 1
+    torch.testing.assert_close(grown.logps, still.logps, atol=1e-5, rtol=0)
+
+
+def test_what_is_kept_sees_new_weights(model):
+    """An optimizer changes weights where they are; another model's are elsewhere."""
+    steps, (ids, mask) = Steps("static"), right_padded(PROMPTS)
+    settings = {"num_tokens": 16, "pad": PAD, "how": GREEDY}
+    first = draw_image_tokens(Backbone.of(model), ids, mask, None, **settings, steps=steps)
+    kept = steps._kept["image"][1]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    changed = draw_image_tokens(Backbone.of(model), ids, mask, None, **settings, steps=steps)
+    assert steps._kept["image"][1] is kept and not torch.equal(first.tokens, changed.tokens)
+    assert torch.equal(changed.tokens, draw_image_tokens(Backbone.of(model), ids, mask, None, **settings).tokens)
+    other = copy.deepcopy(model)
+    draw_image_tokens(Backbone.of(other), ids, mask, None, **settings, steps=steps)
+    assert steps._kept["image"][1] is not kept
+    steps.drop()
+    assert not steps._kept
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("cfg_weight", [1.0, 3.0])
+@pytest.mark.parametrize("decoding", ["captured", "compiled"])
+def test_captured_steps_draw_what_eager_ones_draw(model, cfg_weight: float, decoding: str, monkeypatch):
+    monkeypatch.setattr(capture, "WIDTH", 8)
+    model, captured = model.cuda(), Steps(decoding)
+    for prompts in (PROMPTS, PROMPTS[::-1]):
+        ids, mask = (x.cuda() for x in right_padded(prompts))
+        for greedy, u in ((True, None), (False, uniforms(3).cuda())):
+            settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(greedy=greedy, cfg_weight=cfg_weight)}
+            eager, replayed = (
+                draw_image_tokens(Backbone.of(model), ids, mask, u, **settings, steps=steps)
+                for steps in (Steps("eager"), captured)
+            )
+            assert torch.equal(eager.tokens, replayed.tokens)
+            torch.testing.assert_close(eager.logps, replayed.logps, atol=1e-5, rtol=0)
+        assert captured._kept["image"][1]._graphs
+    assert captured._captures and captured._compiles
+
+
+def test_our_layer_is_the_models(model, monkeypatch):
+    monkeypatch.setattr(fused, "compiled", lambda: fused.layer_step)
+    monkeypatch.setattr(capture, "WIDTH", 8)
+    ids, mask = right_padded(PROMPTS)
+    settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(cfg_weight=3.0)}
+    steps = Steps("compiled")
+    theirs, ours = (
+        draw_image_tokens(Backbone.of(model), ids, mask, uniforms(3), **settings, steps=s) for s in (None, steps)
+    )
+    assert steps._kept["image"][1].decoder.layer_step is fused.layer_step
+    assert torch.equal(theirs.tokens, ours.tokens)
+    torch.testing.assert_close(theirs.logps, ours.logps, atol=1e-5, rtol=0)
+
+
+def test_layers_that_are_not_plain_are_left_to_the_model(model, make_policy):
+    assert fused.can_fuse(model.model.language_model)
+    policy = add_lora(make_policy(decoding="compiled"))
+    assert not fused.can_fuse(policy.model.model.language_model)
+    rollout = policy.rollout(["a cat"], 2, seed=0, step=0, cot=True, cfg_weight=3.0)
+    policy.steps = Steps("eager")
+    assert torch.equal(
+        rollout.image.tokens, policy.rollout(["a cat"], 2, seed=0, step=0, cot=True, cfg_weight=3.0).image.tokens
+    )
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda *_: None)
+    assert not fused.can_fuse(model.model.language_model)
+    handle.remove()
+
+
+@pytest.mark.slow
+def test_compiled_layers_draw_what_eager_ones_draw(model, monkeypatch):
+    monkeypatch.setattr(capture, "WIDTH", 8)
+    ids, mask = right_padded(PROMPTS)
+    settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(cfg_weight=3.0)}
+    steps = Steps("compiled")
+    theirs, ours = (
+        draw_image_tokens(Backbone.of(model), ids, mask, uniforms(3), **settings, steps=s) for s in (None, steps)
+    )
+    assert steps._compiles and torch.equal(theirs.tokens, ours.tokens)
+    torch.testing.assert_close(theirs.logps, ours.logps, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_compiled_or_captured_is_told_once(model, monkeypatch, caplog):
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("operation not permitted")
+
+    ids, mask = right_padded(PROMPTS)
+    settings = {"num_tokens": 16, "pad": PAD, "how": GREEDY}
+    expected = draw_image_tokens(Backbone.of(model), ids, mask, None, **settings)
+    monkeypatch.setattr(fused, "compiled", lambda: refuse)
+    monkeypatch.setattr(capture.StaticLoop, "can_capture", True)
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    steps = Steps("compiled")
+    for _ in range(2):
+        drawn = draw_image_tokens(Backbone.of(model), ids, mask, None, **settings, steps=steps)
+        assert torch.equal(drawn.tokens, expected.tokens)
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == [
+        "drawing goes on with layers that are not fused",
+        "drawing goes on without CUDA graphs, several times slower",
+    ]

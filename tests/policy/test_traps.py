@@ -8,7 +8,7 @@ from transformers import JanusConfig
 
 from egrpo.policy import JanusPolicy, load_janus, sample_image_tokens
 from egrpo.policy.layout import image_context
-from tests.policy.test_sampling import Scripted
+from tests.policy.scripted import Scripted
 
 BOS, EOS, PAD, BOI = 1, 2, 3, 4
 DRAW = {"seed": 3, "step": 1, "cfg_weight": 1.0}
@@ -60,10 +60,10 @@ def test_begin_of_image_is_in_every_rollout_once(make_policy, padding: str) -> N
     assert holes.nonzero().flatten().tolist() == list(wanted)
 
 
-def test_nothing_after_the_first_end_of_sequence_counts(make_policy) -> None:
+def test_nothing_after_the_first_end_of_sequence_counts(make_policy, monkeypatch) -> None:
     policy = make_policy(max_plan_tokens=5)
     a, b = policy.tokenizer("ab")["input_ids"]
-    policy.model.lm_head = Scripted([[a, EOS, b, b, b], [a, b, a, b, a]])
+    policy.model.lm_head = Scripted([[a, EOS, b, b, b], [a, b, a, b, a]], monkeypatch)
     rollout = policy.rollout(["a cat", "two dogs"], 1, cot=True, greedy=True, **DRAW)
     assert rollout.text is not None
     assert rollout.text.tokens.tolist() == [[a, EOS, EOS, EOS, EOS], [a, b, a, b, a]]
@@ -75,9 +75,9 @@ def test_nothing_after_the_first_end_of_sequence_counts(make_policy) -> None:
     assert EOS not in ids  # the plan's end is no part of the image's prompt
 
 
-def test_a_plan_that_ends_with_the_limit_is_whole(make_policy) -> None:
+def test_a_plan_that_ends_with_the_limit_is_whole(make_policy, monkeypatch) -> None:
     policy = make_policy(max_plan_tokens=3)
     a, b = policy.tokenizer("ab")["input_ids"]
-    policy.model.lm_head = Scripted([[a, b, EOS], [a, b, a]])
+    policy.model.lm_head = Scripted([[a, b, EOS], [a, b, a]], monkeypatch)
     rollout = policy.rollout(["a cat", "two dogs"], 1, cot=True, greedy=True, **DRAW)
     assert rollout.truncated.tolist() == [False, True]
