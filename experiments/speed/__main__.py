@@ -11,11 +11,11 @@ scripts: published over ours in seconds, ours over published in memory of scorin
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from experiments.speed.equality import TOLERANCES, check
+from experiments.speed.growth import leave, measure_growth
 from experiments.speed.meter import PHASES, Meter, memory_of
 from experiments.speed.report import (
     SCORING,
@@ -26,6 +26,7 @@ from experiments.speed.report import (
     last_line,
     rows_of,
     table,
+    told,
     write_csv,
 )
 from experiments.speed.sides import Ours, Published, Side
@@ -38,7 +39,8 @@ def main(arguments: list[str]) -> None:
     subject = build(settings)
     ours = Ours(subject)
     published = Published(subject, ours.module.rewards.rewards)
-    print(heading(settings, len(published.keys), subject.policy.num_image_tokens), flush=True)
+    title = heading(settings)
+    print(title, flush=True)
     for name, difference in check(subject, ours).items():
         print(f"same: {name} {difference:.1e} (at most {TOLERANCES[name]:.0e})", flush=True)
     sides = measure([published, ours], settings)
@@ -46,8 +48,10 @@ def main(arguments: list[str]) -> None:
     print("\n".join(table(sides["published"], sides["ours"])))
     folder = Path(settings.folder) / settings.shape
     write_csv(folder / "runs.csv", rows_of(sides))
-    title = heading(settings, len(published.keys), subject.policy.num_image_tokens)
     chart_phases(folder / "phases.png", sides, title)
+    if settings.growth:
+        del subject, ours, published
+        leave(measure_growth(settings), folder, title)
     print(f"files: {folder}")
     print(last_line(sides["published"], sides["ours"]))
 
@@ -62,17 +66,14 @@ def measure(pair: list[Side], settings: Any) -> dict[str, Measured]:
             start = meter.before["text"]
             sides[side.name].peaks = {phase: meter.peaks[phase] - start for phase in PHASES}
             sides[side.name].peaks |= {SCORING: meter.scoring_bytes, STEP: max(meter.peaks.values()) - start}
-    for _ in range(settings.repeats):
+    for i in range(settings.repeats):
         for side in pair:
             meter = Meter()
             seconds = side.run(meter)
             sides[side.name].seconds.append({**meter.seconds, STEP: seconds})
+            print(f"run {i + 1} of {settings.repeats}: {side.name} {seconds:.2f} s", flush=True)
     return sides
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    told(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +43,6 @@ class ProcessMemory:
         self._libc = ctypes.CDLL(None)
 
     def reset(self) -> int:
-        gc.collect()
         # What was freed goes back to the system first: a peak within kept memory would not show.
         if hasattr(self._libc, "malloc_trim"):
             self._libc.malloc_trim(0)
@@ -69,7 +67,6 @@ class AllocatorMemory:
     """Memory that torch's allocator has given out on the current accelerator."""
 
     def reset(self) -> int:
-        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()

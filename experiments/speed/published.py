@@ -174,7 +174,7 @@ def score_image(model: Any, image: Any, temperature: float = 1.0) -> tuple[Tenso
 def token_advantages(advantages: Tensor, entropy: Tensor, mask: Tensor, text_columns: int) -> Tensor:
     """EG-GRPO's token advantages [N, T], sequence by sequence and segment by segment, sorted on the CPU.
 
-    Bonus min(.3 |A|, .3 H) above the median, 0 below the lowest fifth. Padding takes no part in the ranks: the two sides
+    Bonus min(.3 |A|, .3 H) above the median, 0 below the lowest fifth. Padding takes no part in the ranks: the sides
     record different entropies there.
     """
     entropy, mask, advantages = entropy.detach().float().cpu(), mask.cpu(), advantages.float().cpu()

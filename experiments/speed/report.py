@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -12,10 +13,13 @@ from typing import Any
 
 import matplotlib
 import torch
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 matplotlib.use("Agg")  # no display is needed
 from matplotlib import pyplot as plt
 
+from egrpo.rewards import RewardError
 from egrpo.training.report import provenance
 from experiments.speed.meter import PHASES
 
@@ -26,7 +30,7 @@ COLOURS = {"published": "tab:red", "ours": "tab:blue"}
 
 @dataclass
 class Measured:
-    """Of one side: seconds of each run and peak bytes above the state before the step, by phase; "step" is the whole."""
+    """Of one side, by phase ("step" is the whole): seconds of each run, and peak bytes above the step's start."""
 
     seconds: list[dict[str, float]] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
@@ -83,12 +87,24 @@ def last_line(published: Measured, ours: Measured) -> str:
     return line + (f" scoring_memory_ratio={memory_ratio(published, ours):.2f}" if published.peaks else "")
 
 
-def heading(settings: Any, images: int, image_tokens: int) -> str:
+def told(main: Callable[[list[str]], None]) -> None:
+    """Runs a command; what is wrong with its settings or results is told in one sentence, with exit code 1."""
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError, RewardError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def heading(settings: Any) -> str:
     """What the numbers belong to."""
     device = torch.cuda.get_device_name() if settings.device != "cpu" else f"CPU ({platform.machine()})"
+    images = f"{settings.prompts * settings.group_size} images"
+    tokens = "" if settings.image_tokens is None else f" of {settings.image_tokens} tokens"
+    shape = f"{settings.shape} dry run" if settings.dry_run else settings.shape
     return (
-        f"shape={settings.shape}{' dry run' if settings.dry_run else ''}: {images} images of {image_tokens} tokens, "
-        f"guidance {settings.cfg_weight}, {device}, {settings.threads} threads, {settings.dtype}, "
+        f"shape={shape}: {images}{tokens}, guidance {settings.cfg_weight}, "
+        f"{device}, {settings.threads} threads, {settings.dtype}, "
         f"checkpointing={str(settings.checkpointing).lower()}, commit {str(provenance()['git_commit'])[:12]}"
     )
 

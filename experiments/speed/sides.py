@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,7 @@ class Side:
         return seconds
 
     def prepare(self) -> None:
+        gc.collect()
         with torch.no_grad():
             for p, first in zip(self.trained, self.untouched, strict=True):
                 p.copy_(first)

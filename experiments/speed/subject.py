@@ -50,6 +50,8 @@ DEFAULTS: dict[str, Any] = {
     "model": "???",  # a file of conf/model: templates and chunk sizes
     "checkpoint": None,  # a folder; null = random weights of this architecture:
     "architecture": None,  # a JanusConfig, or the name of a file of conf/architecture
+    "growth": False,  # also how both sides grow: python -m experiments.speed.growth
+    "growth_repeats": 3,
     "growth_groups": [2, 4, 8, 16],
     "growth_tokens": [64, 144, 256, 400, 576],
     "growth_vocabularies": [16384, 32768, 102400],
@@ -112,10 +114,21 @@ def check(settings: Any) -> None:
 
 
 def build(settings: Any) -> Subject:
-    """The model of the settings, in memory, with prompts of the shapes world."""
+    """The policy of the settings, and its frozen copy."""
+    cfg, records = configuration(settings), read_records(settings)
+    policy = build_policy(settings, cfg, records)
+    frozen = copy.deepcopy(policy.model).requires_grad_(False).eval()
+    return Subject(settings, cfg, policy, frozen, records)
+
+
+def read_records(settings: Any) -> list[PromptRecord]:
+    """As many prompts of the file as a step has, two at least: a comparison needs two."""
+    return read_prompts(resolve(settings.prompt_file))[: max(int(settings.prompts), 2)]
+
+
+def build_policy(settings: Any, cfg: DictConfig, records: list[PromptRecord]) -> JanusPolicy:
+    """In memory; random weights where no checkpoint is named."""
     torch.set_num_threads(settings.threads)
-    records = read_prompts(resolve(settings.prompt_file))[: max(int(settings.prompts), 2)]
-    cfg = configuration(settings)
     if settings.checkpoint is not None:
         model, tokenizer = load_janus(settings.checkpoint, settings.dtype)
         model.to(settings.device)
@@ -135,8 +148,7 @@ def build(settings: Any) -> Subject:
     )
     if settings.checkpoint is None:
         let_plans_end(policy, records, settings.plan_tokens / 2)
-    frozen = copy.deepcopy(model).requires_grad_(False).eval()
-    return Subject(settings, cfg, policy, frozen, records)
+    return policy
 
 
 def configuration(settings: Any) -> DictConfig:
@@ -160,7 +172,7 @@ def configuration(settings: Any) -> DictConfig:
 
 
 def random_model(settings: Any, tokenizer: Any) -> Any:
-    """A Janus of the settings' architecture with transformers' own random weights."""
+    """A Janus of the settings' architecture with random weights."""
     architecture: Any = OmegaConf.to_container(settings.architecture, resolve=True)
     architecture["text_config"] |= {
         "bos_token_id": tokenizer.bos_token_id,
@@ -171,7 +183,15 @@ def random_model(settings: Any, tokenizer: Any) -> Any:
     config = JanusConfig(**architecture, image_token_id=image)
     torch.manual_seed(settings.seed)
     with torch.device(settings.device):
-        return JanusForConditionalGeneration._from_config(config, dtype=getattr(torch, settings.dtype)).eval()
+        model: Any = JanusForConditionalGeneration._from_config(config, dtype=getattr(torch, settings.dtype))
+    # At transformers' scale an image token would hardly move the logits, and a comparison would prove little.
+    inner = model.model
+    with torch.no_grad():
+        inner.generation_embeddings.weight.normal_()
+        for weight in (*inner.generation_aligner.parameters(), *inner.generation_head.parameters()):
+            if weight.dim() == 2:
+                weight.normal_(0, weight.shape[1] ** -0.5)
+    return model.eval()
 
 
 def word_tokenizer(size: int, records: list[PromptRecord]) -> PreTrainedTokenizerFast:
