@@ -132,7 +132,7 @@ def scoring_peak(policy: JanusPolicy, made: Rollout, ours: bool) -> float:
     meter = Meter(memory_of(policy.device))
     trained = [p for p in policy.parameters() if p.requires_grad]
     for p in trained:
-        p.grad = torch.zeros_like(p)
+        p.grad = torch.full_like(p, 0.0)  # written, unlike zeros: only then its pages are there
     mask = made.sampled.mask
     advantages = torch.ones_like(mask, dtype=torch.float32)
     with meter("scoring"):
