@@ -68,7 +68,7 @@ def measure(pair: list[Side], settings: Any) -> dict[str, Measured]:
             sides[side.name].peaks |= {SCORING: meter.scoring_bytes, STEP: max(meter.peaks.values()) - start}
     for i in range(settings.repeats):
         for side in pair:
-            meter = Meter()
+            meter = Meter(clock=settings.clock)
             seconds = side.run(meter)
             sides[side.name].seconds.append({**meter.seconds, STEP: seconds})
             print(f"run {i + 1} of {settings.repeats}: {side.name} {seconds:.2f} s", flush=True)

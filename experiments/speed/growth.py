@@ -71,7 +71,7 @@ def over_groups(subject: Subject) -> Curve:
         sized = replace(subject, settings=settings, cfg=configuration(settings))
         ours = Ours(sized)
         theirs = Published(sized, ours.module.rewards.rewards)
-        return [lambda: theirs.run(Meter()), lambda: ours.run(Meter())]
+        return [lambda: theirs.run(Meter(clock=settings.clock)), lambda: ours.run(Meter(clock=settings.clock))]
 
     values = measured(list(subject.settings.growth_groups), points, subject.settings.growth_repeats)
     images = [int(subject.settings.prompts) * group for group in subject.settings.growth_groups]
@@ -92,13 +92,13 @@ def over_tokens(subject: Subject) -> Curve:
         records = [record for record in prompts for _ in range(group)]
 
         def plain() -> float:
-            meter = Meter()
+            meter = Meter(clock=settings.clock)
             policy.eval()
             rollout(policy, records, theirs.uniforms, weight, temperature, meter)
             return meter.seconds["image"]
 
         def ours() -> float:
-            meter = Meter()
+            meter = Meter(clock=settings.clock)
             with split_rollout(policy, meter), meter("rollout"):
                 policy.rollout(prompts, group, seed=int(cfg.seed), step=0, cot=True, cfg_weight=weight)
             return meter.seconds["image"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ import torch
 from egrpo.training.clock import Clock
 
 PHASES = ("text", "image", "decode", "rewards", "reference", "scoring", "backward", "optimizer")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 ROLLOUT = "rollout"  # the product's own name for the first three together
 
 
@@ -87,10 +88,12 @@ class Meter(Clock):
 
     Args:
         memory: None = seconds only.
+        clock: "wall", or "cpu" = processor seconds of this process, which other work on the machine hardly changes.
     """
 
-    def __init__(self, memory: Memory | None = None) -> None:
+    def __init__(self, memory: Memory | None = None, clock: str = "wall") -> None:
         super().__init__()
+        self.clock = clock
         self.memory = memory
         self.seconds: dict[str, float] = {}
         self.before: dict[str, int] = {}  # bytes in use before the phase was first entered
@@ -110,14 +113,20 @@ class Meter(Clock):
         """Ends the phase that is running and starts another; None = none."""
         if self._open is not None:
             name, start = self._open
-            self.seconds[name] = self.seconds.get(name, 0.0) + now() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - start
             if self.memory is not None:
                 self.peaks[name] = max(self.peaks.get(name, 0), self.memory.peak())
         self._open = None
         if phase is not None:
             if self.memory is not None:
                 self.before.setdefault(phase, self.memory.reset())
-            self._open = (phase, now())
+            self._open = (phase, self.now())
+
+    def now(self) -> float:
+        """Seconds, once the accelerator has done what it was given."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return CLOCKS[self.clock]()
 
     @property
     def scoring_bytes(self) -> int:
@@ -153,17 +162,3 @@ def split_rollout(policy: Any, meter: Meter) -> Iterator[None]:
         yield
     finally:
         del policy.image_ids, policy.decode
-
-
-def timed(task: Callable[[], Any]) -> float:
-    """Seconds of one run."""
-    start = now()
-    task()
-    return now() - start
-
-
-def now() -> float:
-    """Seconds, once the accelerator has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

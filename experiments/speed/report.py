@@ -104,7 +104,7 @@ def heading(settings: Any) -> str:
     shape = f"{settings.shape} dry run" if settings.dry_run else settings.shape
     return (
         f"shape={shape}: {images}{tokens}, guidance {settings.cfg_weight}, "
-        f"{device}, {settings.threads} threads, {settings.dtype}, "
+        f"{device}, {settings.clock} seconds, {settings.threads} threads, {settings.dtype}, "
         f"checkpointing={str(settings.checkpointing).lower()}, commit {str(provenance()['git_commit'])[:12]}"
     )
 

@@ -15,7 +15,7 @@ from egrpo.training import GRPOModule
 from egrpo.training.images import to_images
 from egrpo.types import PromptRecord
 from experiments.speed import published
-from experiments.speed.meter import Meter, now, split_rollout
+from experiments.speed.meter import Meter, split_rollout
 from experiments.speed.subject import Subject
 
 
@@ -57,9 +57,9 @@ class Side:
     def run(self, meter: Meter) -> float:
         """Seconds of one whole step; what prepares it and what follows is not timed."""
         self.prepare()
-        start = now()
+        start = meter.now()
         self.step(meter)
-        seconds = now() - start
+        seconds = meter.now() - start
         self.clear()
         return seconds
 

@@ -20,6 +20,7 @@ from egrpo.data import read_prompts
 from egrpo.paths import config_dir, resolve
 from egrpo.policy import JanusPolicy, load_janus
 from egrpo.types import PromptRecord
+from experiments.speed.meter import CLOCKS
 
 SIZES = Path(__file__).parent / "sizes"
 SPECIAL = ("<bos>", "<eos>", "<pad>", "<unk>", "<begin_of_image>", "<end_of_image>", "<image_placeholder>")
@@ -29,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "dry_run": False,
     "repeats": 5,  # timed runs of each side
     "memory": True,
+    "clock": "wall",  # or cpu: processor seconds, for a CPU that is busy with other work
     "device": "cpu",
     "dtype": "float32",
     "threads": 1,
@@ -108,6 +110,8 @@ def check(settings: Any) -> None:
         )
     if str(settings.checkpointing).lower() not in CHECKPOINTING:
         raise ValueError(f"checkpointing={settings.checkpointing}: choose one of {', '.join(CHECKPOINTING)}")
+    if settings.clock not in CLOCKS or (settings.clock == "cpu" and settings.device != "cpu"):
+        raise ValueError(f"clock={settings.clock}: choose wall, or cpu where device=cpu")
     for name in ("repeats", "prompts", "threads"):
         if int(settings[name]) < 1:
             raise ValueError(f"{name}={settings[name]}: give at least 1")

@@ -100,6 +100,7 @@ def test_the_command_ends_with_both_ratios_and_leaves_every_run(tmp_path, capsys
     [
         (["shape=large"], "shape=large is unknown: choose one of"),
         (["repeat=3"], "repeat: no such setting"),
+        (["clock=cpu", "device=meta"], "choose wall, or cpu where device=cpu"),
         (["repeats=0"], "repeats=0: give at least 1"),
         (["checkpointing=some"], "choose one of true, false, ours"),
     ],
