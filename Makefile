@@ -13,7 +13,7 @@ LOCK_VENV := build/lock-venv
 TORCH ?= 2.13.0
 
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-slow lint typecheck format lock check-python clean
+.PHONY: help setup train test test-slow bench lint typecheck format lock check-python clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ test: $(STAMP) ## Run the fast tests; pytest arguments in ARGS
 
 test-slow: $(STAMP) ## Run the slow tests; pytest arguments in ARGS
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: $(STAMP) ## A training step beside the published procedure; ARGS="shape=small" for more than the shapes model
+	$(BIN)/python -m experiments.speed $(ARGS)
 
 lint: $(STAMP) ## Check style, formatting and types; changes nothing
 	$(BIN)/ruff check .
