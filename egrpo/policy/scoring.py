@@ -64,11 +64,20 @@ def score_image(
         return _head_scores(hidden, backbone.generation_head, segment, temperature, chunk_size, lockstep)
     bare = _image_hidden(backbone, *unconditional(ids, mask, pad, padding), segment, padding)
 
-    def guided_head(pair: Tensor) -> Tensor:
-        conditional, free = (backbone.generation_head(half).float() for half in pair.chunk(2, dim=-1))
-        return free + guidance * (conditional - free)
+    head = GuidedHead(backbone.generation_head, guidance)
+    return _head_scores(torch.cat([hidden, bare], dim=-1), head, segment, temperature, chunk_size, lockstep)
 
-    return _head_scores(torch.cat([hidden, bare], dim=-1), guided_head, segment, temperature, chunk_size, lockstep)
+
+class GuidedHead(nn.Module):
+    """Guided logits [m, V] of pairs of hidden states [m, 2 D], the conditional one first."""
+
+    def __init__(self, head: nn.Module, guidance: float) -> None:
+        super().__init__()
+        self.head, self.guidance = head, guidance
+
+    def forward(self, pair: Tensor) -> Tensor:
+        conditional, free = (self.head(half).float() for half in pair.chunk(2, dim=-1))
+        return free + self.guidance * (conditional - free)
 
 
 def _image_hidden(backbone: Backbone, ids: Tensor, mask: Tensor, segment: Segment, padding: str) -> Tensor:
