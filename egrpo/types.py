@@ -107,7 +107,7 @@ class TokenScores:
     """Teacher-forced scores of a rollout: the text segment's positions first, then the image segment's."""
 
     logps: Tensor  # [N, T] float32, with gradient where asked for
-    entropy: Tensor  # [N, T] float32, detached, divided by log(vocabulary size)
+    entropy: Tensor  # [N, T] float32, detached, divided by log(vocabulary size); [N, 0] where not asked for
     mask: Tensor  # [N, T] bool
     is_image: Tensor  # [N, T] bool
 

@@ -6,12 +6,15 @@ A heads x head width; M tokens of a pass, in N rows of S.
 
 from __future__ import annotations
 
+from egrpo.algorithm.heads import even_rows
 from egrpo.planning.architecture import Architecture, Matmul
 from egrpo.planning.workload import Lengths, Workload
 
-# Of a chunk's logits, in float32: logits, log-probabilities, their exponential, the entropy's terms; backward one less.
-LOGIT_COPIES = 4
-BACKWARD_COPIES = 3
+# Of a chunk's logits, in float32: log-probabilities and the entropy's terms; backward the probabilities.
+SOFTMAX_COPIES = 2
+BACKWARD_COPIES = 1
+# Where torch computes a chunk again (a trained head that is no linear layer): logits, log-probabilities, gradients.
+CHECKPOINT_COPIES = 3
 # Of one position's logits while drawing, bytes a token of the vocabulary: float64 probabilities, their sums, the sums
 # of possible tokens, and a mask.
 DRAW_BYTES = 25
@@ -76,7 +79,9 @@ def scored_tokens(work: Workload, lengths: Lengths) -> tuple[int, int]:
 def text_bytes(arch: Architecture, work: Workload, lengths: Lengths) -> int:
     """Activations that scoring a micro-batch's plans keeps."""
     tokens, _ = scored_tokens(work, lengths)
-    return saved_bytes(arch, work.micro_rows, tokens, _positions(work, lengths)[0]) if tokens else 0
+    if not tokens:
+        return 0
+    return saved_bytes(arch, work.micro_rows, tokens, _positions(work, lengths)[0])
 
 
 def image_bytes(arch: Architecture, work: Workload, lengths: Lengths) -> int:
@@ -90,19 +95,35 @@ def image_bytes(arch: Architecture, work: Workload, lengths: Lengths) -> int:
 def logit_bytes(arch: Architecture, work: Workload, lengths: Lengths, backward: bool) -> tuple[int, int]:
     """A chunk's logits at their peak, of the text head (0 without CoT) and of the image head, in one direction."""
     text, image = _positions(work, lengths)
+    text_rows, image_rows = even_rows(text, work.chunk_size), min(image, work.chunk_size)
     return (
-        _head_bytes(arch, arch.text_matmul, arch.vocab, text, work.chunk_size, backward),
-        _head_bytes(arch, arch.image_matmul, arch.codes * work.score_factor, image, work.chunk_size, backward),
+        _head_bytes(arch, arch.text_matmul, arch.vocab * text_rows, text, backward, linear=True) if work.cot else 0,
+        _head_bytes(
+            arch, arch.image_matmul, arch.codes * work.score_factor * image_rows, image, backward, linear=False
+        ),
     )
 
 
-def _head_bytes(arch: Architecture, head: Matmul, vocab: int, positions: int, chunk_size: int, backward: bool) -> int:
-    """Backward, the gradient of the head's weights is there too: of one chunk, and the sum over the chunks before."""
-    logits = 4 * min(positions, chunk_size) * vocab
+def _head_bytes(arch: Architecture, head: Matmul, logits: int, positions: int, backward: bool, linear: bool) -> int:
+    """Of `logits` values in a chunk. A frozen head has its gradient taken while scoring; a trained linear one keeps one
+    chunk until its backward pass, where the gradient of its weights is too."""
+    b = arch.dtype.itemsize
     if not backward:
-        return LOGIT_COPIES * logits
-    chunks = min(2, -(-positions // chunk_size))
-    return BACKWARD_COPIES * logits + chunks * head.trained * arch.dtype.itemsize
+        gradient = b if not head.trained and arch.layers_have_gradient else 0
+        return (4 * SOFTMAX_COPIES + b + gradient) * logits
+    if not head.trained:
+        return 0
+    if linear:
+        again = 4 * BACKWARD_COPIES * logits if logits < positions * arch.vocab else 0
+        return again + head.trained * b
+    return 4 * CHECKPOINT_COPIES * logits + 2 * head.trained * b
+
+
+def kept_logits(arch: Architecture, work: Workload, lengths: Lengths) -> int:
+    """A chunk of the trained text head's logits, that waits for the backward pass."""
+    text, _ = _positions(work, lengths)
+    rows = even_rows(text, work.chunk_size) if text and arch.text_matmul.trained else 0
+    return rows * arch.vocab * arch.dtype.itemsize
 
 
 def _positions(work: Workload, lengths: Lengths) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from egrpo.algorithm.heads import even_rows
 from egrpo.planning.activations import kv_cache_bytes, scored_tokens
 from egrpo.planning.architecture import Architecture, Matmul
 from egrpo.planning.workload import Lengths, Workload
@@ -91,22 +92,28 @@ def scoring(arch: Architecture, work: Workload, lengths: Lengths, reference: boo
     flops = 2.0 * weights * (rows * text + images * image)
     flops += attention(arch, rows, text**2) + attention(arch, images, image**2)
     flops += 2 * sum(head.weights * tokens for head, tokens in _heads(arch, work, lengths))
+    if not reference and arch.layers_have_gradient:  # frozen heads have theirs taken at once
+        flops += 2 * sum(head.weights * tokens for head, tokens in _heads(arch, work, lengths) if not head.trained)
     flops += 2 * arch.align_matmul.weights * images * (work.image_tokens - 1)
     return Effort(flops, work.micro_batches * (work.score_factor + work.cot))
 
 
 def backward(arch: Architecture, work: Workload, lengths: Lengths) -> Effort:
-    """Gradients of one forward pass, with all that checkpointing computes again (heads always do)."""
+    """Gradients of one forward pass, with all that checkpointing computes again; of trained heads too."""
     text, image = scored_tokens(work, lengths)
     rows, images = work.rows, work.rows * work.score_factor
     tokens, pairs = rows * text + images * image, rows * text**2 + images * image**2
     heads = _heads(arch, work, lengths)
-    again = sum(2 * head.weights * count for head, count in heads if head.trained or arch.layers_have_gradient)
-    flops = float(again + sum(2 * head.trained * count for head, count in heads))
+    (text_head, plan), (image_head, codes) = heads
+    first = (
+        plan - even_rows(round(plan / work.micro_batches), work.chunk_size) * work.micro_batches
+    )  # one chunk is kept
+    flops = 2.0 * (text_head.weights * max(first, 0) * bool(text_head.trained) + image_head.trained * codes)
+    flops += sum(2 * head.trained * count for head, count in heads)
     passes = work.micro_batches * (work.score_factor + work.cot)
     if arch.layers_have_gradient:
         layers = arch.layer_matmul
-        flops += 2 * sum(head.weights * count for head, count in heads)
+        flops += 2 * sum(head.weights * count for head, count in heads if head.trained)
         flops += 2 * (layers.weights + layers.trained) * tokens
         flops += ATTENTION_BACKWARD * attention(arch, 1, pairs)
         flops += 2 * arch.align_matmul.trained * images * (work.image_tokens - 1)

@@ -11,6 +11,7 @@ from egrpo.planning.activations import (
     draw_bytes,
     forward_bytes,
     image_bytes,
+    kept_logits,
     kv_cache_bytes,
     layer_work_bytes,
     logit_bytes,
@@ -161,13 +162,15 @@ def _images(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
 def _scoring(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
     """A chunk of logits: of plans, of images after them, and of plans again in the backward pass, after images."""
     sizes = (parts.arch, parts.work, lengths)
-    kept, more = text_bytes(*sizes), image_bytes(*sizes)
+    kept, more, waiting = text_bytes(*sizes), image_bytes(*sizes), kept_logits(*sizes)
     text, image = logit_bytes(*sizes, backward=False)
     text_again, image_again = logit_bytes(*sizes, backward=True)
     return _larger(
         base.plus(activations=kept, logits=text),
-        base.plus(activations=kept + more, logits=max(image, image_again)),
-        base.plus(activations=kept, logits=text_again, gradients=pending_bytes(*sizes[:2])) if parts.work.cot else base,
+        base.plus(activations=kept + more, logits=max(image, image_again) + waiting),
+        base.plus(activations=kept, logits=text_again + waiting, gradients=pending_bytes(*sizes[:2]))
+        if parts.work.cot
+        else base,
     )
 
 
@@ -175,10 +178,11 @@ def _backward(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
     """A layer's backward pass: of images, and of plans after them, while the images' gradients wait for the plans'."""
     sizes, work = (parts.arch, parts.work, lengths), parts.work
     text, image = scored_tokens(work, lengths)
-    kept, waiting = text_bytes(*sizes), pending_bytes(*sizes[:2])
+    kept, waiting, logits = text_bytes(*sizes), pending_bytes(*sizes[:2]), kept_logits(*sizes)
+    images = kept + image_bytes(*sizes) + layer_work_bytes(parts.arch, work.micro_rows, image)
     last = layer_work_bytes(parts.arch, work.micro_rows, text or image)
     return _larger(
-        base.plus(activations=kept + image_bytes(*sizes) + layer_work_bytes(parts.arch, work.micro_rows, image)),
+        base.plus(activations=images, logits=logits),
         base.plus(activations=kept + last, gradients=waiting),
     )
 

@@ -80,10 +80,10 @@ class FrozenReference(nn.Module):
         self._settings = policy.scoring
 
     @torch.no_grad()
-    def score(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenScores:
+    def score(self, rollout: Rollout, *, temperature: float = 1.0, entropy: bool = True) -> TokenScores:
         """As `JanusPolicy.score`, without gradient."""
         backbone = Backbone(**{**self._shared, **dict(self.copies.items())})
-        return score_rollout(backbone, rollout, temperature=temperature, **self._settings)
+        return score_rollout(backbone, rollout, temperature=temperature, entropy=entropy, **self._settings)
 
     forward = score
 
@@ -101,10 +101,10 @@ class AdapterOffReference:
         self.policy = policy
 
     @torch.no_grad()
-    def score(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenScores:
+    def score(self, rollout: Rollout, *, temperature: float = 1.0, entropy: bool = True) -> TokenScores:
         """As `JanusPolicy.score`, of the base model and without gradient."""
         with evaluating(self.policy), adapters_off(self.policy):
-            return self.policy(rollout, temperature=temperature)
+            return self.policy(rollout, temperature=temperature, entropy=entropy)
 
     __call__ = score
 

@@ -23,17 +23,19 @@ def score_text(
     temperature: float = 1.0,
     chunk_size: int = 512,
     lockstep: Lockstep = ALONE,
+    entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Scores plans with the text head, at counted positions only.
 
     Returns:
         logps [N, T] float32 with gradient and entropy [N, T] float32 detached; both 0 where segment.mask is False.
+        Without `entropy` that is [N, 0].
     """
     ids, mask = left_pack(segment.context_ids, segment.context_mask)
     ids = torch.cat([ids, segment.tokens[:, :-1]], dim=1)
     mask = torch.cat([mask, segment.mask[:, :-1]], dim=1)
     hidden = backbone.hidden(backbone.embed_text(ids), mask, positions_of(mask))
-    return _head_scores(hidden, backbone.lm_head, segment, temperature, chunk_size, lockstep)
+    return _head_scores(hidden, backbone.lm_head, segment, temperature, chunk_size, lockstep, entropy)
 
 
 def score_image(
@@ -46,6 +48,7 @@ def score_image(
     guidance: float = 1.0,
     pad: int = 0,
     lockstep: Lockstep = ALONE,
+    entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Scores image codes with the image head, in the positions they were drawn in.
 
@@ -54,21 +57,30 @@ def score_image(
         pad: Pad token id, which stands in for the prompt in unconditional rows.
 
     Returns:
-        logps [N, T] float32 with gradient and entropy [N, T] float32 detached.
+        logps [N, T] float32 with gradient and entropy [N, T] float32 detached, or [N, 0] without `entropy`.
     """
     ids, mask = segment.context_ids, segment.context_mask
     if padding == "exact":
         ids, mask = left_pack(ids, mask)
     hidden = _image_hidden(backbone, ids, mask, segment, padding)
     if guidance == 1:
-        return _head_scores(hidden, backbone.generation_head, segment, temperature, chunk_size, lockstep)
+        return _head_scores(hidden, backbone.generation_head, segment, temperature, chunk_size, lockstep, entropy)
     bare = _image_hidden(backbone, *unconditional(ids, mask, pad, padding), segment, padding)
 
-    def guided_head(pair: Tensor) -> Tensor:
-        conditional, free = (backbone.generation_head(half).float() for half in pair.chunk(2, dim=-1))
-        return free + guidance * (conditional - free)
+    head = GuidedHead(backbone.generation_head, guidance)
+    return _head_scores(torch.cat([hidden, bare], dim=-1), head, segment, temperature, chunk_size, lockstep, entropy)
 
-    return _head_scores(torch.cat([hidden, bare], dim=-1), guided_head, segment, temperature, chunk_size, lockstep)
+
+class GuidedHead(nn.Module):
+    """Guided logits [m, V] of pairs of hidden states [m, 2 D], the conditional one first."""
+
+    def __init__(self, head: nn.Module, guidance: float) -> None:
+        super().__init__()
+        self.head, self.guidance = head, guidance
+
+    def forward(self, pair: Tensor) -> Tensor:
+        conditional, free = (self.head(half).float() for half in pair.chunk(2, dim=-1))
+        return free + self.guidance * (conditional - free)
 
 
 def _image_hidden(backbone: Backbone, ids: Tensor, mask: Tensor, segment: Segment, padding: str) -> Tensor:
@@ -88,6 +100,7 @@ def score_rollout(
     padding: str = "exact",
     pad: int = 0,
     lockstep: Lockstep = ALONE,
+    entropy: bool = True,
 ) -> TokenScores:
     """Scores of both segments along T, text first (no text columns without CoT).
 
@@ -99,15 +112,17 @@ def score_rollout(
         padding: The mode the image tokens were drawn in.
         pad: Pad token id, for a rollout with guidance.
         lockstep: With ranks that hold other parts of the weights.
+        entropy: False = entropies are not computed, and their field is [N, 0].
     """
     shared: dict[str, Any] = {"temperature": temperature, "chunk_size": chunk_size, "lockstep": lockstep}
+    shared["entropy"] = entropy
     parts = []
     if rollout.text is not None:
         parts.append(score_text(backbone, rollout.text, **shared))
     image = score_image(backbone, rollout.image, padding=padding, guidance=rollout.guidance, pad=pad, **shared)
     parts.append(image)
-    logps, entropy = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
-    return replace(rollout.sampled, logps=logps, entropy=entropy)
+    logps, entropies = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
+    return replace(rollout.sampled, logps=logps, entropy=entropies)
 
 
 def _head_scores(
@@ -117,6 +132,7 @@ def _head_scores(
     temperature: float,
     chunk_size: int,
     lockstep: Lockstep,
+    entropy: bool,
 ) -> tuple[Tensor, Tensor]:
     """Runs the head at counted positions: the hidden state before a token predicts it."""
     at = segment.mask
@@ -126,7 +142,9 @@ def _head_scores(
     idle = lockstep.most(len(targets)) - len(targets)
     if idle:
         counted, targets = nn.functional.pad(counted, (0, 0, 0, idle)), nn.functional.pad(targets, (0, idle))
-    logps, entropy = logps_and_entropy(counted, head, targets, temperature=temperature, chunk_size=chunk_size)
+    settings: dict[str, Any] = {"temperature": temperature, "chunk_size": chunk_size, "entropy": entropy}
+    logps, entropies = logps_and_entropy(counted, head, targets, **settings)
     nothing = logps.new_zeros(at.shape)
     real = len(logps) - idle
-    return nothing.masked_scatter(at, logps[:real]), nothing.masked_scatter(at, entropy[:real])
+    told = nothing.masked_scatter(at, entropies[:real]) if entropy else nothing[:, :0]
+    return nothing.masked_scatter(at, logps[:real]), told

@@ -147,8 +147,8 @@ class GRPOModule(LightningModule):
     @torch.no_grad()
     def reference_logps(self, rollout: Rollout) -> Tensor:
         """[N, T] of the frozen reference, a micro-batch at a time."""
-        temperature = self.rollout_settings.temperature
-        parts = [self.reference(rollout[rows], temperature=temperature) for rows in self.micro_batches(rollout)]
+        settings: dict[str, Any] = {"temperature": self.rollout_settings.temperature, "entropy": False}
+        parts = [self.reference(rollout[rows], **settings) for rows in self.micro_batches(rollout)]
         return torch.cat([part.logps for part in parts])
 
     def update(self, rollout: Rollout, advantages: Tensor, ref_logps: Tensor) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class GRPOModule(LightningModule):
             for rows in self.micro_batches(rollout):
                 engine.next_pass(last=rows.stop >= len(rollout))
                 with self.clock("scoring"):
-                    scores = self.policy(rollout[rows], temperature=self.rollout_settings.temperature)
+                    scores = self.policy(rollout[rows], temperature=self.rollout_settings.temperature, entropy=False)
                 loss, sums = policy_loss(
                     scores.logps,
                     ref_logps[rows],

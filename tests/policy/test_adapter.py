@@ -68,6 +68,14 @@ def test_frozen_reference_stays(policy: JanusPolicy):
     assert not any(part.training for part in reference.modules())
 
 
+def test_scores_without_entropies(policy: JanusPolicy, lora: JanusPolicy):
+    rollout = policy.rollout(["a cat", "two dogs"], 2, **DRAW)
+    for judge in (policy, FrozenReference(policy), AdapterOffReference(lora)):
+        whole, short = judge.score(rollout), judge.score(rollout, entropy=False)
+        assert torch.equal(short.logps, whole.logps) and short.entropy.shape == (4, 0) != whole.entropy.shape
+        assert torch.equal(short.mask, whole.mask) and torch.equal(short.is_image, whole.is_image)
+
+
 def test_frozen_reference_copies_no_more_than_what_is_trained(policy: JanusPolicy):
     reference = FrozenReference(policy)
     assert set(reference.copies) == {"language_model", "lm_head"}

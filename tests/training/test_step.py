@@ -64,6 +64,14 @@ def test_gradients_do_not_depend_on_micro_batches(runs, drawn, tmp_path, policy:
         assert results[size][1] == pytest.approx(metrics, abs=1e-5)
 
 
+def test_nobody_computes_entropies_that_nobody_reads(drawn, monkeypatch):
+    module, rollout = drawn
+    module.manual_backward = lambda loss: loss.backward()
+    monkeypatch.setattr("egrpo.algorithm.heads.entropy_of", lambda log_probs: pytest.fail("an entropy"))
+    reference = module.reference_logps(rollout)
+    module.backward_pass(rollout, torch.ones_like(reference), reference, None)
+
+
 def spied(module: GRPOModule) -> tuple[list[dict[str, Any]], list[tuple[int, list[str]]]]:
     """What every backward pass and every rollout of the module will have seen."""
     passes: list[dict[str, Any]] = []
