@@ -105,10 +105,18 @@ def save_curves(metrics_csv: Path, target: Path) -> None:
     save_figure(figure, target)
 
 
+def installed(package: str) -> str:
+    """A package's version; a run may do without some, such as DeepSpeed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def versions() -> dict[str, str]:
     """Of Python, this package and what decides numbers."""
     return {"python": platform.python_version(), "egrpo": egrpo.__version__} | {
-        name: metadata.version(name) for name in PACKAGES
+        name: installed(name) for name in PACKAGES
     }
 
 

@@ -46,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "rewards": ["hps", "git", "gdino_strict", "orm"],
     "reward_models": "package:egrpo/shapes/assets/rewards",
     "reward_dtype": "float32",
+    "entropy_tolerance": 1e-5,  # between the two sides, in float32
     "seed": 0,
     "folder": "outputs/speed",
     "overrides": [],  # more of python -m egrpo.train, for ours
