@@ -28,11 +28,9 @@ def packed_linears(parts: Sequence[nn.Module], turns: int) -> Iterator[None]:
         parts: Modules that are run without gradient, and whose weights do not change inside.
         turns: How often they will be run, about.
     """
-    chosen: list[nn.Linear] = (
-        [m for part in parts for m in part.modules() if isinstance(m, nn.Linear) and _gains(m)]
-        if turns >= TURNS and _available()
-        else []
-    )
+    chosen: list[nn.Linear] = []
+    if turns >= TURNS and _available():
+        chosen = [m for part in parts for m in part.modules() if isinstance(m, nn.Linear) and _gains(m)]
     if sum(m.weight.nbytes for m in chosen) > MOST_BYTES:
         chosen = []
     for module in chosen:
