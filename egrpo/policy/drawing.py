@@ -75,8 +75,8 @@ def draw(logits: Tensor, uniforms: Tensor | None, how: Drawing) -> tuple[Tensor,
     recorded = mixed if how.record_guided else conditional
     log_probs = torch.log_softmax(recorded if how.temperature == 1 else recorded / how.temperature, dim=-1)
     logps = log_probs.gather(-1, tokens[:, None])[:, 0]
-    # A product with exp(-inf) = 0 would be NaN.
-    entropy = torch.special.entr(log_probs.exp_()).sum(dim=-1)
+    # A product of exp(-inf) = 0 and -inf would be NaN.
+    entropy = -(log_probs.exp() * log_probs.clamp_(min=-1e4)).sum(dim=-1)
     return tokens, logps, entropy / math.log(log_probs.shape[-1])
 
 

@@ -47,6 +47,8 @@ def layer_weights(layer: nn.Module) -> tuple[Tensor, ...]:
 @lru_cache(maxsize=1)
 def compiled() -> Callable[..., Tensor]:
     """`layer_step`, fused by torch.compile."""
+    # A variant for each type and number of rows of plans, images and validations; at the limit torch gives up.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(layer_step, fullgraph=True, dynamic=None)
 
 

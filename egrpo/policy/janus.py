@@ -210,7 +210,9 @@ class JanusPolicy(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Image codes [N, T] -> pixels [N, H, W, 3] uint8."""
-        parts = [self.model.decode_image_tokens(part) for part in codes.split(self.decode_batch)]
+        pixels = codes.shape[1] * 4 ** (len(self.model.config.vq_config.channel_multiplier) - 1)  # of an image
+        most = max(1, CPU_PIXELS // pixels) if codes.device.type == "cpu" else self.decode_batch
+        parts = [self.model.decode_image_tokens(part) for part in codes.split(min(most, self.decode_batch))]
         return torch.cat([((part.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])
 
     def export(self, directory: str | Path) -> None:

@@ -14,6 +14,7 @@ from egrpo.policy.drawing import Drawing
 from egrpo.policy.layout import check_padding, left_pack, positions_of, unconditional
 from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.loop import Loop
+from egrpo.policy.packed import packed_linears
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ def draw_image_tokens(
         context_ids, context_mask = torch.cat([context_ids, bare_ids]), torch.cat([context_mask, bare_mask])
     context = (context_ids, context_mask, positions_of(context_mask, padding))
     steps = steps or Steps()
-    loop = steps.loop("image", backbone, context, uniforms, num_tokens, how)
-    loop.draw()
-    steps.run(loop, num_tokens - 1)
+    with packed_linears([backbone.language_model, backbone.generation_head], num_tokens):
+        loop = steps.loop("image", backbone, context, uniforms, num_tokens, how)
+        loop.draw()
+        steps.run(loop, num_tokens - 1)
     return _drawn(loop, num_tokens)
 
 
@@ -106,15 +108,16 @@ def draw_text_tokens(
     context_ids, context_mask = left_pack(context_ids, context_mask)
     context = (context_ids, context_mask, positions_of(context_mask))
     steps = steps or Steps()
-    loop = steps.loop("text", backbone, context, uniforms, max_tokens, how, eos)
-    loop.draw()
-    done = 1
-    while done < max_tokens and not lockstep.all_done(loop.all_ended()):
-        if lockstep is ALONE:
-            loop.compact()
-        turns = min(steps.unobserved(loop), max_tokens - done)
-        steps.run(loop, turns)
-        done += turns
+    with packed_linears([backbone.language_model, backbone.lm_head], max_tokens):
+        loop = steps.loop("text", backbone, context, uniforms, max_tokens, how, eos)
+        loop.draw()
+        done = 1
+        while done < max_tokens and not lockstep.all_done(loop.all_ended()):
+            if lockstep is ALONE:
+                loop.compact()
+            turns = min(steps.unobserved(loop), max_tokens - done)
+            steps.run(loop, turns)
+            done += turns
     return _drawn(loop, done)
 
 
