@@ -26,6 +26,8 @@ from egrpo.policy.templates import Templates
 from egrpo.precision import keep_buffer_types
 from egrpo.types import PromptRecord, Rollout, Segment, TokenScores
 
+CPU_PIXELS = 2**16  # decoded at once on a CPU: what leaves its cache costs more than a call
+
 
 class JanusPolicy(nn.Module):
     """Samples plans and images from a Janus model, and scores them.
