@@ -179,8 +179,9 @@ def _backward(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
     sizes, work = (parts.arch, parts.work, lengths), parts.work
     text, image = scored_tokens(work, lengths)
     kept, waiting, logits = text_bytes(*sizes), pending_bytes(*sizes[:2]), kept_logits(*sizes)
-    images = kept + image_bytes(*sizes) + layer_work_bytes(parts.arch, work.micro_rows, image)
-    last = layer_work_bytes(parts.arch, work.micro_rows, text or image)
+    work_rows = work.micro_rows * work.score_factor
+    images = kept + image_bytes(*sizes) + layer_work_bytes(parts.arch, work_rows, image, masked=not work.exact)
+    last = layer_work_bytes(parts.arch, work.micro_rows, text) if text else 0
     return _larger(
         base.plus(activations=images, logits=logits),
         base.plus(activations=kept + last, gradients=waiting),

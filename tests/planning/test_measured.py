@@ -45,7 +45,7 @@ CASES = {
     ],
     # LoRA, chunked rollout, scores of the guided distribution
     "lora": [
-        *("+experiment=shapes_eg_grpo", *SMALL, "model.chunk_size=40", "model/adapter=lora"),
+        *("+experiment=shapes_eg_grpo", *SMALL, "model.chunk_size=60", "model/adapter=lora"),
         *("rollout.cfg_weight=1.5", "rollout.group_size=2", "rollout.batch_size=2", "objective.logps=guided"),
     ],
 }
