@@ -10,9 +10,7 @@ from egrpo.algorithm.heads import even_rows
 from egrpo.planning.architecture import Architecture, Matmul
 from egrpo.planning.workload import Lengths, Workload
 
-# Of a chunk's logits, in float32: log-probabilities and the entropy's terms; backward the probabilities.
-SOFTMAX_COPIES = 2
-BACKWARD_COPIES = 1
+SOFTMAX_COPIES = 1  # of a chunk's logits, in float32: log-probabilities, which become probabilities
 # Where torch computes a chunk again (a trained head that is no linear layer): logits, log-probabilities, gradients.
 CHECKPOINT_COPIES = 3
 # Of one position's logits while drawing, bytes a token of the vocabulary: float64 probabilities, their sums, the sums
@@ -116,7 +114,7 @@ def _head_bytes(arch: Architecture, head: Matmul, logits: int, positions: int, b
     if not head.trained:
         return 0
     if linear:
-        again = 4 * BACKWARD_COPIES * logits if logits < positions * arch.vocab else 0
+        again = 4 * SOFTMAX_COPIES * logits if logits < positions * arch.vocab else 0
         return again + head.trained * b
     return 4 * CHECKPOINT_COPIES * logits + 2 * head.trained * b
 
@@ -131,12 +129,6 @@ def kept_logits(arch: Architecture, work: Workload, lengths: Lengths) -> int:
 def _positions(work: Workload, lengths: Lengths) -> tuple[int, int]:
     """Counted positions of a micro-batch, of plans and of images."""
     return (round(work.micro_rows * lengths.plan_mean) if work.cot else 0), work.micro_rows * work.image_tokens
-
-
-def pending_bytes(arch: Architecture, work: Workload) -> int:
-    """Gradients of one pass that wait for the other's: autograd adds up what a weight gets from the plan's pass and
-    from the image's before it goes into `.grad`, in full size however weights are sharded."""
-    return arch.language_trained_bytes if work.cot else 0
 
 
 def draw_bytes(rows: int, guided: bool, vocabulary: int) -> int:

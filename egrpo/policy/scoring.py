@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,8 +119,9 @@ def score_rollout(
     pad: int = 0,
     lockstep: Lockstep = ALONE,
     entropy: bool = True,
+    segment: str | None = None,
 ) -> TokenScores:
-    """Scores of both segments along T, text first (no text columns without CoT).
+    """Scores of both segments along T, text first (no text columns without CoT), or of one.
 
     Args:
         backbone: The modules.
@@ -132,16 +132,31 @@ def score_rollout(
         pad: Pad token id, for a rollout with guidance.
         lockstep: With ranks that hold other parts of the weights.
         entropy: False = entropies are not computed, and their field is [N, 0].
+        segment: "text" or "image" = that one alone.
+
+    Raises:
+        ValueError: the rollout has no such segment.
     """
     shared: dict[str, Any] = {"temperature": temperature, "chunk_size": chunk_size, "lockstep": lockstep}
     shared["entropy"] = entropy
+    wanted = rollout.segments if segment is None else [segment]
+    if not set(wanted) <= set(rollout.segments):
+        raise ValueError(
+            f"segment={segment}: this rollout has {', '.join(rollout.segments)}; choose one, or None for all"
+        )
+    own: list[Segment] = [getattr(rollout, name) for name in wanted]
     parts = []
-    if rollout.text is not None:
-        parts.append(score_text(backbone, rollout.text, **shared))
-    image = score_image(backbone, rollout.image, padding=padding, guidance=rollout.guidance, pad=pad, **shared)
-    parts.append(image)
+    if "text" in wanted:
+        parts.append(score_text(backbone, own[0], **shared))
+    if "image" in wanted:
+        parts.append(score_image(backbone, own[-1], padding=padding, guidance=rollout.guidance, pad=pad, **shared))
     logps, entropies = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
-    return replace(rollout.sampled, logps=logps, entropy=entropies)
+    return TokenScores(
+        logps=logps,
+        entropy=entropies,
+        mask=torch.cat([part.mask for part in own], dim=1),
+        is_image=torch.cat([torch.full_like(part.mask, part is rollout.image) for part in own], dim=1),
+    )
 
 
 def _head_scores(

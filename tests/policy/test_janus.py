@@ -163,6 +163,19 @@ def test_scoring_runs_no_more_columns_than_its_rows_need(make_policy, monkeypatc
     assert runs == [(needed, True), (width + 15, padding == "exact")]
 
 
+def test_scores_of_one_segment(policy: JanusPolicy):
+    rollout = policy.rollout(PROMPTS, 2, **DRAW)
+    whole = policy.score(rollout)
+    parts = [policy.score(rollout[torch.arange(6)], segment=name) for name in ("text", "image")]
+    for f in fields(TokenScores):
+        joined = torch.cat([getattr(part, f.name) for part in parts], dim=1)
+        torch.testing.assert_close(joined, getattr(whole, f.name), atol=1e-6, rtol=0)
+    bare = policy.rollout(PROMPTS, 2, **DRAW | {"cot": False})
+    assert torch.equal(policy.score(bare, segment="image").logps, policy.score(bare).logps)
+    with pytest.raises(ValueError, match="segment=text: this rollout has image"):
+        policy.score(bare, segment="text")
+
+
 def test_padding_moves_to_the_right():
     mask = torch.tensor([[0, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 1]]).bool()
     values = torch.arange(5).expand(3, 5).gather(1, right_padded(mask))
