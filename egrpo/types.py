@@ -90,11 +90,18 @@ class Rollout:
             is_image=torch.cat([torch.full_like(s.mask, s is self.image) for s in segments], dim=1),
         )
 
-    def __getitem__(self, rows: slice) -> Rollout:
+    @property
+    def segments(self) -> list[str]:
+        """Names of the segments there are, in the order of columns."""
+        return ["image"] if self.text is None else ["text", "image"]
+
+    def __getitem__(self, rows: slice | Tensor) -> Rollout:
+        """Some rows: a slice, or indices [n] int64."""
+        numbers = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         return replace(
             self,
-            prompts=self.prompts[rows],
-            plans=self.plans[rows],
+            prompts=[self.prompts[row] for row in numbers],
+            plans=[self.plans[row] for row in numbers],
             truncated=self.truncated[rows],
             text=None if self.text is None else self.text[rows],
             image=self.image[rows],

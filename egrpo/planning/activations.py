@@ -10,9 +10,7 @@ from egrpo.algorithm.heads import even_rows
 from egrpo.planning.architecture import Architecture, Matmul
 from egrpo.planning.workload import Lengths, Workload
 
-# Of a chunk's logits, in float32: log-probabilities and the entropy's terms; backward the probabilities.
-SOFTMAX_COPIES = 2
-BACKWARD_COPIES = 1
+SOFTMAX_COPIES = 1  # of a chunk's logits, in float32: log-probabilities, which become probabilities
 # Where torch computes a chunk again (a trained head that is no linear layer): logits, log-probabilities, gradients.
 CHECKPOINT_COPIES = 3
 # Of one position's logits while drawing, bytes a token of the vocabulary: float64 probabilities, their sums, the sums
@@ -30,15 +28,17 @@ def mask_bytes(arch: Architecture, rows: int, tokens: int) -> int:
     return rows * tokens**2 * arch.width
 
 
-def layer_bytes(arch: Architecture, rows: int, tokens: int) -> int:
-    """What one layer saves for its backward pass."""
+def layer_bytes(arch: Architecture, rows: int, tokens: int, masked: bool) -> int:
+    """What one layer saves for its backward pass; padding on the right needs no mask."""
     b, wide = arch.width, max(arch.width, 4)
     attended = arch.heads * arch.head_dim
     norm = arch.hidden * (wide + b * arch.norms_trained + b) + 4
     # q, k, v and the output; grouped keys and values are repeated for all heads before attention; log-sum-exp.
     attention = 4 * attended * b + 4 * arch.heads
     mlp = 4 * arch.intermediate * b  # gate, its activation, up, their product
-    return rows * tokens * (2 * norm + attention + mlp + arch.adapter_rank * b) + mask_bytes(arch, rows, tokens)
+    return rows * tokens * (2 * norm + attention + mlp + arch.adapter_rank * b) + masked * mask_bytes(
+        arch, rows, tokens
+    )
 
 
 def forward_bytes(arch: Architecture, rows: int, tokens: int) -> int:
@@ -48,7 +48,7 @@ def forward_bytes(arch: Architecture, rows: int, tokens: int) -> int:
     return rows * tokens * held * arch.width + rows * tokens**2
 
 
-def saved_bytes(arch: Architecture, rows: int, tokens: int, scored: int) -> int:
+def saved_bytes(arch: Architecture, rows: int, tokens: int, scored: int, masked: bool = False) -> int:
     """What a pass over [N, S] with gradient keeps until its backward pass; `scored` positions go into a head."""
     b, wide, hidden = arch.width, max(arch.width, 4), arch.hidden
     head = scored * hidden * b
@@ -56,17 +56,17 @@ def saved_bytes(arch: Architecture, rows: int, tokens: int, scored: int) -> int:
         return head
     here = rows * tokens
     final = here * (hidden * (wide + b * arch.norms_trained) + 4) + head
-    rotary = 2 * here * arch.head_dim * b
+    rotary = 2 * tokens * arch.head_dim * b
     if arch.checkpointing:
-        return arch.layers * here * hidden * b + rows * tokens**2 + rotary + final
-    return arch.layers * layer_bytes(arch, rows, tokens) + rotary + final
+        return arch.layers * here * hidden * b + masked * rows * tokens**2 + rotary + final
+    return arch.layers * layer_bytes(arch, rows, tokens, masked) + rotary + final
 
 
-def layer_work_bytes(arch: Architecture, rows: int, tokens: int) -> int:
+def layer_work_bytes(arch: Architecture, rows: int, tokens: int, masked: bool = False) -> int:
     """One layer's backward pass: its activations computed again if checkpointing, and gradients of D and F width."""
     if not arch.layers_have_gradient:
         return forward_bytes(arch, rows, tokens)
-    again = layer_bytes(arch, rows, tokens) if arch.checkpointing else 0
+    again = layer_bytes(arch, rows, tokens, masked) if arch.checkpointing else 0
     return again + rows * tokens * (arch.hidden + arch.intermediate) * arch.width
 
 
@@ -85,11 +85,11 @@ def text_bytes(arch: Architecture, work: Workload, lengths: Lengths) -> int:
 
 
 def image_bytes(arch: Architecture, work: Workload, lengths: Lengths) -> int:
-    """Activations that scoring a micro-batch's images keeps; guided scores take two passes."""
+    """Activations that scoring a micro-batch's images keeps; guided scores double the rows."""
     _, tokens = scored_tokens(work, lengths)
     rows = work.micro_rows * work.score_factor
     heads = 3 if work.guided_scores else 1  # both hidden states of a position, and the two side by side
-    return saved_bytes(arch, rows, tokens, heads * _positions(work, lengths)[1])
+    return saved_bytes(arch, rows, tokens, heads * _positions(work, lengths)[1], masked=not work.exact)
 
 
 def logit_bytes(arch: Architecture, work: Workload, lengths: Lengths, backward: bool) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def _head_bytes(arch: Architecture, head: Matmul, logits: int, positions: int, b
     if not head.trained:
         return 0
     if linear:
-        again = 4 * BACKWARD_COPIES * logits if logits < positions * arch.vocab else 0
+        again = 4 * SOFTMAX_COPIES * logits if logits < positions * arch.vocab else 0
         return again + head.trained * b
     return 4 * CHECKPOINT_COPIES * logits + 2 * head.trained * b
 
@@ -129,12 +129,6 @@ def kept_logits(arch: Architecture, work: Workload, lengths: Lengths) -> int:
 def _positions(work: Workload, lengths: Lengths) -> tuple[int, int]:
     """Counted positions of a micro-batch, of plans and of images."""
     return (round(work.micro_rows * lengths.plan_mean) if work.cot else 0), work.micro_rows * work.image_tokens
-
-
-def pending_bytes(arch: Architecture, work: Workload) -> int:
-    """Gradients of one pass that wait for the other's: autograd adds up what a weight gets from the plan's pass and
-    from the image's before it goes into `.grad`, in full size however weights are sharded."""
-    return arch.language_trained_bytes if work.cot + work.score_factor > 1 else 0
 
 
 def draw_bytes(rows: int, guided: bool, vocabulary: int) -> int:

@@ -95,7 +95,7 @@ def scoring(arch: Architecture, work: Workload, lengths: Lengths, reference: boo
     if not reference and arch.layers_have_gradient:  # frozen heads have theirs taken at once
         flops += 2 * sum(head.weights * tokens for head, tokens in _heads(arch, work, lengths) if not head.trained)
     flops += 2 * arch.align_matmul.weights * images * (work.image_tokens - 1)
-    return Effort(flops, work.micro_batches * (work.score_factor + work.cot))
+    return Effort(flops, work.micro_batches * (1 + work.cot))
 
 
 def backward(arch: Architecture, work: Workload, lengths: Lengths) -> Effort:
@@ -110,7 +110,7 @@ def backward(arch: Architecture, work: Workload, lengths: Lengths) -> Effort:
     )  # one chunk is kept
     flops = 2.0 * (text_head.weights * max(first, 0) * bool(text_head.trained) + image_head.trained * codes)
     flops += sum(2 * head.trained * count for head, count in heads)
-    passes = work.micro_batches * (work.score_factor + work.cot)
+    passes = work.micro_batches * (1 + work.cot)
     if arch.layers_have_gradient:
         layers = arch.layer_matmul
         flops += 2 * sum(head.weights * count for head, count in heads if head.trained)

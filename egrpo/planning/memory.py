@@ -15,7 +15,6 @@ from egrpo.planning.activations import (
     kv_cache_bytes,
     layer_work_bytes,
     logit_bytes,
-    pending_bytes,
     scored_tokens,
     text_bytes,
 )
@@ -160,30 +159,26 @@ def _images(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
 
 
 def _scoring(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
-    """A chunk of logits: of plans, of images after them, and of plans again in the backward pass, after images."""
+    """A chunk of logits, of plans or of images, while scoring and again in the backward pass; each has both passes by
+    itself."""
     sizes = (parts.arch, parts.work, lengths)
-    kept, more, waiting = text_bytes(*sizes), image_bytes(*sizes), kept_logits(*sizes)
-    text, image = logit_bytes(*sizes, backward=False)
-    text_again, image_again = logit_bytes(*sizes, backward=True)
+    (text, image), (text_again, image_again) = (logit_bytes(*sizes, backward=backward) for backward in (False, True))
     return _larger(
-        base.plus(activations=kept, logits=text),
-        base.plus(activations=kept + more, logits=max(image, image_again) + waiting),
-        base.plus(activations=kept, logits=text_again + waiting, gradients=pending_bytes(*sizes[:2]))
-        if parts.work.cot
-        else base,
+        base.plus(activations=text_bytes(*sizes), logits=max(text, text_again + kept_logits(*sizes))),
+        base.plus(activations=image_bytes(*sizes), logits=max(image, image_again)),
     )
 
 
 def _backward(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
-    """A layer's backward pass: of images, and of plans after them, while the images' gradients wait for the plans'."""
+    """A layer's backward pass, of plans or of images."""
     sizes, work = (parts.arch, parts.work, lengths), parts.work
     text, image = scored_tokens(work, lengths)
-    kept, waiting, logits = text_bytes(*sizes), pending_bytes(*sizes[:2]), kept_logits(*sizes)
-    images = kept + image_bytes(*sizes) + layer_work_bytes(parts.arch, work.micro_rows, image)
-    last = layer_work_bytes(parts.arch, work.micro_rows, text or image)
+    work_rows = work.micro_rows * work.score_factor
+    plan_layer = layer_work_bytes(parts.arch, work.micro_rows, text) if text else 0
+    image_layer = layer_work_bytes(parts.arch, work_rows, image, masked=not work.exact)
     return _larger(
-        base.plus(activations=images, logits=logits),
-        base.plus(activations=kept + last, gradients=waiting),
+        base.plus(activations=text_bytes(*sizes) + plan_layer),
+        base.plus(activations=image_bytes(*sizes) + image_layer),
     )
 
 

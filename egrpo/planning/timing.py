@@ -99,9 +99,7 @@ def exchange(parts: Parts, device: Device, assumed: Assumptions) -> float:
     sharding, arch, work = parts.sharding, parts.arch, parts.work
     count = sharding.devices
     gradients = work.updates * arch.trained_bytes * (1 if sharding.gradients > 1 else 2)
-    passes = (
-        work.micro_batches * (work.score_factor + work.cot) * (1 + 2 * work.updates)
-    )  # reference, scoring, backward
+    passes = work.micro_batches * (1 + work.cot) * (1 + 2 * work.updates)  # reference, scoring, backward
     draws = 1 if assumed.gather_for_rollout else passes_of_rollout(parts)
     weights = arch.parameter_bytes * (passes + draws) if sharding.parameters > 1 else 0
     shared = (gradients + weights) * (count - 1) / count / (1e9 * device.link_gb_s)

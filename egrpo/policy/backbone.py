@@ -56,7 +56,10 @@ class Backbone:
         """[N, T] image codes -> [N, T, D]."""
         return self.generation_aligner(self.generation_embeddings(codes))
 
-    def hidden(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Final hidden states [N, L, D] of embeddings [N, L, D]; mask [N, L], False = padding; positions [N, L]."""
+    def hidden(self, embeds: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Final hidden states [N, L, D] of embeddings [N, L, D]; mask [N, L], False = padding; positions [N, L].
+
+        Without a mask all is real, or padding stands on the right; without positions they are 0, 1, 2, ...
+        """
         out = self.language_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
         return out.last_hidden_state

@@ -188,16 +188,21 @@ class JanusPolicy(nn.Module):
         guidance = cfg_weight if guided_logps else 1.0
         return Rollout(prompts, plans or [""] * len(prompts), truncated, text, image, pixels, guidance)
 
-    def score(self, rollout: Rollout, *, temperature: float = 1.0, entropy: bool = True) -> TokenScores:
+    def score(
+        self, rollout: Rollout, *, temperature: float = 1.0, entropy: bool = True, segment: str | None = None
+    ) -> TokenScores:
         """Teacher-forced scores of a rollout or of any rows of it, with gradient where it is enabled.
 
         Equals what was recorded while sampling, in the rollout's own `temperature`; image logits are conditional, or
         guided where `rollout.guidance` is not 1.
 
         Returns:
-            TokenScores, text columns first; 0 where mask is False. Without `entropy` its entropy is [N, 0].
+            TokenScores, text columns first, or of one `segment` ("text", "image"); 0 where mask is False. Without
+            `entropy` its entropy is [N, 0].
         """
-        return score_rollout(self.backbone, rollout, temperature=temperature, entropy=entropy, **self.scoring)
+        return score_rollout(
+            self.backbone, rollout, temperature=temperature, entropy=entropy, segment=segment, **self.scoring
+        )
 
     @property
     def scoring(self) -> dict[str, Any]:

@@ -63,6 +63,17 @@ def left_pack(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return ids.gather(1, order), mask.gather(1, order)
 
 
+def right_padded(mask: Tensor) -> Tensor:
+    """Columns [N, longest row] that put padding after a row's real tokens.
+
+    In a causal model no real token sees it there, so attention needs no mask, and a token's column is its position.
+
+    Args:
+        mask: [N, L] bool, False = padding wherever it stands.
+    """
+    return (~mask).long().argsort(dim=1, stable=True)[:, : int(mask.sum(dim=1).max())]
+
+
 def positions_of(mask: Tensor, padding: str = "exact") -> Tensor:
     """Position ids [N, L]: exact counts real tokens only; published counts the holes too."""
     if padding == "published":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from egrpo.algorithm import logps_and_entropy
 from egrpo.policy.backbone import Backbone
-from egrpo.policy.layout import left_pack, positions_of, unconditional
+from egrpo.policy.layout import left_pack, positions_of, right_padded, unconditional
 from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.types import Rollout, Segment, TokenScores
 
@@ -31,11 +29,18 @@ def score_text(
         logps [N, T] float32 with gradient and entropy [N, T] float32 detached; both 0 where segment.mask is False.
         Without `entropy` that is [N, 0].
     """
-    ids, mask = left_pack(segment.context_ids, segment.context_mask)
-    ids = torch.cat([ids, segment.tokens[:, :-1]], dim=1)
-    mask = torch.cat([mask, segment.mask[:, :-1]], dim=1)
-    hidden = backbone.hidden(backbone.embed_text(ids), mask, positions_of(mask))
-    return _head_scores(hidden, backbone.lm_head, segment, temperature, chunk_size, lockstep, entropy)
+    ids = torch.cat([segment.context_ids, segment.tokens], dim=1)
+    order = right_padded(torch.cat([segment.context_mask, segment.mask], dim=1))
+    hidden = backbone.hidden(backbone.embed_text(ids.gather(1, order[:, :-1])))  # the last token predicts nothing
+    counted = hidden.flatten(0, 1)[_predicting(segment, hidden.shape[1])]
+    return _head_scores(counted, backbone.lm_head, segment, temperature, chunk_size, lockstep, entropy)
+
+
+def _predicting(segment: Segment, width: int) -> Tensor:
+    """Where, in rows of `width` padded on the right, stands the token before each counted one; indices of N x width."""
+    rows = torch.arange(len(segment.mask), device=segment.mask.device).unsqueeze(-1)
+    at = segment.context_mask.sum(dim=1, keepdim=True) + segment.mask.cumsum(dim=1) - 2
+    return (rows * width + at)[segment.mask]
 
 
 def score_image(
@@ -59,16 +64,19 @@ def score_image(
     Returns:
         logps [N, T] float32 with gradient and entropy [N, T] float32 detached, or [N, 0] without `entropy`.
     """
-    ids, mask = segment.context_ids, segment.context_mask
-    if padding == "exact":
-        ids, mask = left_pack(ids, mask)
-    hidden = _image_hidden(backbone, ids, mask, segment, padding)
-    if guidance == 1:
-        return _head_scores(hidden, backbone.generation_head, segment, temperature, chunk_size, lockstep, entropy)
-    bare = _image_hidden(backbone, *unconditional(ids, mask, pad, padding), segment, padding)
-
-    head = GuidedHead(backbone.generation_head, guidance)
-    return _head_scores(torch.cat([hidden, bare], dim=-1), head, segment, temperature, chunk_size, lockstep, entropy)
+    contexts = [(segment.context_ids, segment.context_mask)]
+    head: nn.Module = backbone.generation_head
+    if guidance != 1:
+        if padding == "exact":
+            contexts = [left_pack(*contexts[0])]
+        contexts.append(unconditional(*contexts[0], pad, padding))
+        head = GuidedHead(head, guidance)
+    # Both kinds in one pass: each weight's gradient comes once.
+    ids, mask = (torch.cat(parts) for parts in zip(*contexts, strict=True))
+    codes = segment.tokens[:, :-1].repeat(len(contexts), 1)
+    hidden = _image_hidden(backbone, ids, mask, codes, padding)
+    counted = torch.cat([part[segment.mask] for part in hidden.chunk(len(contexts))], dim=-1)
+    return _head_scores(counted, head, segment, temperature, chunk_size, lockstep, entropy)
 
 
 class GuidedHead(nn.Module):
@@ -83,12 +91,22 @@ class GuidedHead(nn.Module):
         return free + self.guidance * (conditional - free)
 
 
-def _image_hidden(backbone: Backbone, ids: Tensor, mask: Tensor, segment: Segment, padding: str) -> Tensor:
-    """Hidden states [N, L + T - 1, D] of contexts [N, L] followed by the segment's codes."""
-    codes = segment.tokens[:, :-1]
+def _image_hidden(backbone: Backbone, ids: Tensor, mask: Tensor, codes: Tensor, padding: str) -> Tensor:
+    """Hidden states [N, T, D] that predict T codes, of contexts [N, L] followed by the first T - 1 codes."""
     embeds = torch.cat([backbone.embed_text(ids), backbone.embed_image(codes)], dim=1)
-    mask = torch.cat([mask, torch.ones_like(codes, dtype=torch.bool)], dim=1)
-    return backbone.hidden(embeds, mask, positions_of(mask, padding))
+    whole = torch.cat([mask, torch.ones_like(codes, dtype=torch.bool)], dim=1)
+    if padding == "published":
+        return backbone.hidden(embeds, whole, positions_of(whole, padding))[:, mask.shape[1] - 1 :]
+    order = right_padded(whole)
+    hidden = backbone.hidden(_columns(embeds, order))
+    first = mask.sum(dim=1, keepdim=True) - 1
+    return _columns(hidden, first + torch.arange(codes.shape[1] + 1, device=codes.device))
+
+
+def _columns(values: Tensor, at: Tensor) -> Tensor:
+    """Columns `at` [N, S] of [N, L, D]; gather would keep the values until the backward pass."""
+    rows = torch.arange(len(at), device=at.device).unsqueeze(-1) * values.shape[1]
+    return values.flatten(0, 1).index_select(0, (rows + at).flatten()).unflatten(0, at.shape)
 
 
 def score_rollout(
@@ -101,8 +119,9 @@ def score_rollout(
     pad: int = 0,
     lockstep: Lockstep = ALONE,
     entropy: bool = True,
+    segment: str | None = None,
 ) -> TokenScores:
-    """Scores of both segments along T, text first (no text columns without CoT).
+    """Scores of both segments along T, text first (no text columns without CoT), or of one.
 
     Args:
         backbone: The modules.
@@ -113,31 +132,45 @@ def score_rollout(
         pad: Pad token id, for a rollout with guidance.
         lockstep: With ranks that hold other parts of the weights.
         entropy: False = entropies are not computed, and their field is [N, 0].
+        segment: "text" or "image" = that one alone.
+
+    Raises:
+        ValueError: the rollout has no such segment.
     """
     shared: dict[str, Any] = {"temperature": temperature, "chunk_size": chunk_size, "lockstep": lockstep}
     shared["entropy"] = entropy
+    wanted = rollout.segments if segment is None else [segment]
+    if not set(wanted) <= set(rollout.segments):
+        raise ValueError(
+            f"segment={segment}: this rollout has {', '.join(rollout.segments)}; choose one, or None for all"
+        )
+    own: list[Segment] = [getattr(rollout, name) for name in wanted]
     parts = []
-    if rollout.text is not None:
-        parts.append(score_text(backbone, rollout.text, **shared))
-    image = score_image(backbone, rollout.image, padding=padding, guidance=rollout.guidance, pad=pad, **shared)
-    parts.append(image)
+    if "text" in wanted:
+        parts.append(score_text(backbone, own[0], **shared))
+    if "image" in wanted:
+        parts.append(score_image(backbone, own[-1], padding=padding, guidance=rollout.guidance, pad=pad, **shared))
     logps, entropies = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
-    return replace(rollout.sampled, logps=logps, entropy=entropies)
+    return TokenScores(
+        logps=logps,
+        entropy=entropies,
+        mask=torch.cat([part.mask for part in own], dim=1),
+        is_image=torch.cat([torch.full_like(part.mask, part is rollout.image) for part in own], dim=1),
+    )
 
 
 def _head_scores(
-    hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
+    counted: Tensor,
+    head: nn.Module,
     segment: Segment,
     temperature: float,
     chunk_size: int,
     lockstep: Lockstep,
     entropy: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Runs the head at counted positions: the hidden state before a token predicts it."""
+    """Runs the head at the hidden states [M, D] before counted tokens; scores [N, T], 0 elsewhere."""
     at = segment.mask
-    hidden = hidden[:, hidden.shape[1] - at.shape[1] :]
-    counted, targets = hidden[at], segment.tokens[at]
+    targets = segment.tokens[at]
     # Chunks follow from how many tokens are counted, and ranks must run the head equally often: idle positions fill up.
     idle = lockstep.most(len(targets)) - len(targets)
     if idle:

@@ -18,11 +18,12 @@ from egrpo.training.clock import Clock
 from egrpo.training.engines import Engine, engine_for
 from egrpo.training.images import to_images
 from egrpo.training.metrics import rollout_metrics, speed_metrics
+from egrpo.training.micro_batches import columns_of, micro_batches
 from egrpo.training.optimizers import go_on_with_schedule
 from egrpo.training.settings import Objective, RolloutSettings, TrainingError, own_samples, token_denominator
 from egrpo.training.validation import Validation
 from egrpo.training.whole_batch import own_tokens, whole_rollout, whole_table
-from egrpo.types import PromptRecord, RewardTable, Rollout
+from egrpo.types import PromptRecord, RewardTable, Rollout, TokenScores
 
 
 class GRPOModule(LightningModule):
@@ -140,16 +141,19 @@ class GRPOModule(LightningModule):
                 "optimizer.lr"
             ) from error
 
-    def micro_batches(self, rollout: Rollout) -> list[slice]:
-        size = self.objective.micro_batch_size or len(rollout)
-        return [slice(first, first + size) for first in range(0, len(rollout), size)]
+    def micro_batches(self, rollout: Rollout) -> list[Tensor]:
+        """Indices of the rows that are scored at once; in published padding a row depends on its neighbours."""
+        assert self.policy is not None
+        return micro_batches(rollout, self.objective.micro_batch_size, by_length=self.policy.padding == "exact")
 
     @torch.no_grad()
     def reference_logps(self, rollout: Rollout) -> Tensor:
         """[N, T] of the frozen reference, a micro-batch at a time."""
         settings: dict[str, Any] = {"temperature": self.rollout_settings.temperature, "entropy": False}
-        parts = [self.reference(rollout[rows], **settings) for rows in self.micro_batches(rollout)]
-        return torch.cat([part.logps for part in parts])
+        found = torch.zeros_like(rollout.sampled.logps)
+        for rows in self.micro_batches(rollout):
+            found[rows] = self.reference(rollout[rows], **settings).logps
+        return found
 
     def update(self, rollout: Rollout, advantages: Tensor, ref_logps: Tensor) -> dict[str, Any]:
         """All optimizer steps on one rollout (advantages: of all ranks' samples); returns the metrics of the last.
@@ -176,37 +180,56 @@ class GRPOModule(LightningModule):
     ) -> tuple[dict[str, Any], Tensor]:
         """Adds up the gradient of the objective over micro-batches; denominators are those of the batch of all ranks.
 
+        The loss is a sum over tokens, so plans and images have backward passes of their own: the graph of the one is
+        gone before that of the other is made.
+
         Returns:
             metrics, and the log-probabilities [N, T] that the gradient was taken at, detached.
         """
         assert self.policy is not None
-        objective, engine = self.objective, self.engine
-        denominator = token_denominator(rollout.sampled.mask, objective.token_mean)
+        engine = self.engine
+        denominator = token_denominator(rollout.sampled.mask, self.objective.token_mean)
         metrics: dict[str, Any] = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
-        logps = []
+        logps = torch.zeros_like(ref_logps)
+        settings: dict[str, Any] = {"temperature": self.rollout_settings.temperature, "entropy": False}
+        passes = [(r, name) for r in self.micro_batches(rollout) for name in rollout.segments]
+        columns = columns_of(rollout)
         with engine.accumulating():
-            for rows in self.micro_batches(rollout):
-                engine.next_pass(last=rows.stop >= len(rollout))
+            for number, (rows, name) in enumerate(passes, start=1):
+                engine.next_pass(last=number == len(passes))
                 with self.clock("scoring"):
-                    scores = self.policy(rollout[rows], temperature=self.rollout_settings.temperature, entropy=False)
-                loss, sums = policy_loss(
-                    scores.logps,
-                    ref_logps[rows],
-                    token_advantages[rows],
-                    scores.mask,
-                    beta=objective.beta,
-                    old_logps=None if old_logps is None else old_logps[rows],
-                    clip_low=objective.clip_low,
-                    clip_high=objective.clip_high,
-                    denominator=denominator[rows] if denominator.dim() else denominator,
+                    scores = self.policy(rollout[rows], segment=name, **settings)
+                at = (rows.unsqueeze(-1), torch.arange(logps.shape[1], device=rows.device)[columns[name]])
+                loss, sums = self.loss(
+                    scores,
+                    ref_logps[at],
+                    token_advantages[at],
+                    None if old_logps is None else old_logps[at],
+                    denominator[rows] if denominator.dim() else denominator,
                 )
                 with self.clock("backward"):
                     self.manual_backward(loss * engine.loss_scale)
-                logps.append(scores.logps.detach())
-                for name, value in {"loss": loss.detach(), **sums}.items():
-                    metrics[name] += value
+                logps[at] = scores.logps.detach()
+                for key, value in {"loss": loss.detach(), **sums}.items():
+                    metrics[key] += value
         distributed.sum_in_place(list(metrics.values()))
-        return metrics, torch.cat(logps)
+        return metrics, logps
+
+    def loss(
+        self, scores: TokenScores, ref_logps: Tensor, advantages: Tensor, old_logps: Tensor | None, denominator: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective of some rows and columns, as `policy_loss` gives it."""
+        o = self.objective
+        settings: dict[str, Any] = {"beta": o.beta, "clip_low": o.clip_low, "clip_high": o.clip_high}
+        return policy_loss(
+            scores.logps,
+            ref_logps,
+            advantages,
+            scores.mask,
+            old_logps=old_logps,
+            denominator=denominator,
+            **settings,
+        )
 
     def apply_gradient(self) -> Tensor:
         """Clips, checks and applies the gradient; returns its norm before clipping."""

@@ -22,6 +22,7 @@ from egrpo.planning.workload import Lengths
 from egrpo.policy import JanusPolicy, load_janus
 from egrpo.policy.decoding import CachedDecoder
 from egrpo.policy.loop import Loop
+from egrpo.training.micro_batches import columns_of
 from egrpo.types import Rollout
 
 SHAPES = "package:egrpo/shapes/assets/janus"
@@ -71,8 +72,8 @@ class Measured:
     reference: int = 0
     caches: list[int] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
-    kept: int = 0  # alive between scoring a micro-batch and its backward pass
-    saved: int = 0  # of that, storages that autograd saved
+    kept: dict[str, int] = field(default_factory=dict)  # of a segment, alive between its scoring and its backward pass
+    saved: dict[str, int] = field(default_factory=dict)  # of that, storages that autograd saved
     largest: int = 0  # allocation while scoring without gradient
     flops: dict[str, int] = field(default_factory=dict)
     lengths: Lengths = field(default_factory=lambda: Lengths(0, 0, 0, 0))  # of the rollout
@@ -166,11 +167,31 @@ def _watched(found: Measured) -> Iterator[None]:
 
 
 def _score(policy: JanusPolicy, reference: Any, rows: Rollout, found: Measured) -> None:
-    """Reference, and the policy's scores and gradients of `rows`."""
+    """Reference, and the policy's scores and gradients of `rows`, a segment at a time as in training."""
     found.scored = lengths_of(rows, policy)
     with counter() as flops, LiveBytes() as live:
-        ref = reference.score(rows)
+        ref = reference.score(rows, entropy=False)
     found.flops["reference"], found.largest = flops.get_total_flops(), live.largest
+    for name, columns in columns_of(rows).items():
+        found.saved[name] = _saved(policy, rows, name)
+        with LiveBytes() as live:
+            scores = policy.score(rows, entropy=False, segment=name)
+            found.kept[name] = live.now
+            ones = torch.ones_like(scores.logps)
+            loss, _ = policy_loss(scores.logps, ref.logps[:, columns], ones, scores.mask, beta=0.01)
+            loss.backward()
+        found.peaks["backward"] = max(live.peak, found.peaks.get("backward", 0))
+        del scores, loss
+        with counter() as flops:
+            total = policy.score(rows, entropy=False, segment=name).logps.sum()
+        found.flops["scoring"] = found.flops.get("scoring", 0) + flops.get_total_flops()
+        with counter() as flops:
+            total.backward()
+        found.flops["backward"] = found.flops.get("backward", 0) + flops.get_total_flops()
+
+
+def _saved(policy: JanusPolicy, rows: Rollout, segment: str) -> int:
+    """Bytes that autograd saves of a segment's scoring, without the policy's weights."""
     own = {p.untyped_storage()._cdata for p in policy.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -181,23 +202,8 @@ def _score(policy: JanusPolicy, reference: Any, rows: Rollout, found: Measured) 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        policy.score(rows)  # its graph goes at once; `kept` alone holds the storages
-    found.saved = sum(storage.nbytes() for storage in kept.values())
-    kept.clear()
-    with LiveBytes() as live:
-        scores = policy.score(rows)
-        found.kept = live.now
-        found.peaks["scoring"] = live.peak
-        ones = torch.ones_like(scores.logps)
-        loss, _ = policy_loss(scores.logps, ref.logps, ones, scores.mask, beta=0.01)
-        loss.backward()
-    found.peaks["backward"] = live.peak
-    with counter() as flops:
-        loss = policy.score(rows).logps.sum()
-    found.flops["scoring"] = flops.get_total_flops()
-    with counter() as flops:
-        loss.backward()
-    found.flops["backward"] = flops.get_total_flops()
+        policy.score(rows, entropy=False, segment=segment)  # its graph goes at once; `kept` alone holds the storages
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def counter() -> FlopCounterMode:

@@ -8,6 +8,7 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from egrpo.policy import FrozenReference, JanusPolicy, Templates, load_janus
+from egrpo.policy.layout import right_padded
 from egrpo.types import PromptRecord, Rollout, Segment, TokenScores
 
 PROMPTS = ["a red cat under two blue dogs", "a {hat}", "three cups"]
@@ -139,6 +140,49 @@ def test_slices_of_a_rollout_give_the_same_gradient(policy: JanusPolicy):
         torch.testing.assert_close(grad, whole_grad, atol=1e-6, rtol=1e-5)
         for f in fields(TokenScores):
             torch.testing.assert_close(getattr(scores, f.name), getattr(whole, f.name), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("padding", ["exact", "published"])
+def test_scoring_runs_no_more_columns_than_its_rows_need(make_policy, monkeypatch, padding: str):
+    """Plans of 2 to 12 tokens: rows with short ones are not padded to the longest of the rollout, nor masked."""
+    policy = make_policy(padding=padding)
+    rollout = policy.rollout(PROMPTS, 2, **DRAW)
+    lengths = torch.tensor([2, 3, 4, 12, 12, 12])
+    text = replace(rollout.text, mask=torch.arange(rollout.text.tokens.shape[1]) < lengths[:, None])
+    rollout = replace(rollout, text=text)
+    runs: list[tuple[int, bool]] = []
+    language_model = policy.model.model.language_model
+    language_model.register_forward_pre_hook(
+        lambda module, args, given: runs.append((given["inputs_embeds"].shape[1], given["attention_mask"] is None)),
+        with_kwargs=True,
+    )
+    policy.score(rollout[:3])
+    needed = (rollout.text.context_mask.sum(1) + lengths)[:3].max() - 1
+    contexts = rollout.image.context_mask[:3]
+    width = contexts.sum(1).max() if padding == "exact" else contexts.shape[1]
+    assert runs == [(needed, True), (width + 15, padding == "exact")]
+
+
+def test_scores_of_one_segment(policy: JanusPolicy):
+    rollout = policy.rollout(PROMPTS, 2, **DRAW)
+    whole = policy.score(rollout)
+    parts = [policy.score(rollout[torch.arange(6)], segment=name) for name in ("text", "image")]
+    for f in fields(TokenScores):
+        joined = torch.cat([getattr(part, f.name) for part in parts], dim=1)
+        torch.testing.assert_close(joined, getattr(whole, f.name), atol=1e-6, rtol=0)
+    bare = policy.rollout(PROMPTS, 2, **DRAW | {"cot": False})
+    assert torch.equal(policy.score(bare, segment="image").logps, policy.score(bare).logps)
+    with pytest.raises(ValueError, match="segment=text: this rollout has image"):
+        policy.score(bare, segment="text")
+
+
+def test_padding_moves_to_the_right():
+    mask = torch.tensor([[0, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 1]]).bool()
+    values = torch.arange(5).expand(3, 5).gather(1, right_padded(mask))
+    assert [row[:n].tolist() for row, n in zip(values, (2, 1, 3))] == [[1, 3], [0], [2, 3, 4]] and values.shape == (
+        3,
+        3,
+    )
 
 
 def test_gradient_checkpointing_changes_nothing(make_policy):

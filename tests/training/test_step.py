@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.functional import log_softmax
 from egrpo.algorithm import group_advantages
 from egrpo.data import read_prompts
 from egrpo.training import GRPOModule
+from egrpo.training.micro_batches import micro_batches
 from egrpo.types import Rollout
 from tests.training.pieces import trained_weights
 
@@ -62,6 +64,54 @@ def test_gradients_do_not_depend_on_micro_batches(runs, drawn, tmp_path, policy:
     for size in (1, 3, 4):
         torch.testing.assert_close(results[size][0], whole, atol=1e-6, rtol=0)
         assert results[size][1] == pytest.approx(metrics, abs=1e-5)
+
+
+class Saved:
+    """A tensor that autograd keeps for a backward pass."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_one_graph_is_gone_before_the_next_is_made(drawn, monkeypatch):
+    module, rollout = drawn
+    module.manual_backward = lambda loss: loss.backward()
+    module.objective = replace(module.objective, micro_batch_size=3)
+    kept: list[Any] = []
+    alive: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> Saved:
+        kept.append(weakref.ref(saved := Saved(tensor)))
+        return saved
+
+    def begin(last: bool) -> None:
+        alive.append(sum(ref() is not None for ref in kept))
+
+    monkeypatch.setattr(module.engine, "next_pass", begin)
+    reference = torch.zeros_like(rollout.sampled.logps)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor):
+        module.backward_pass(rollout, torch.ones_like(reference), reference, None)
+    assert alive == [0] * 6 and len(kept) > 100  # plans and images of three micro-batches
+
+
+def test_micro_batches_hold_rows_of_like_length(drawn):
+    module, rollout = drawn
+    lengths = rollout.image.context_mask.sum(1) + rollout.text.context_mask.sum(1) + rollout.text.mask.sum(1)
+    parts = micro_batches(rollout, 3, by_length=True)
+    assert sorted(torch.cat(parts).tolist()) == list(range(8)) and [len(part) for part in parts] == [3, 3, 2]
+    ordered = lengths[torch.cat(parts)].tolist()
+    assert ordered == sorted(lengths.tolist(), reverse=True) != lengths.tolist()
+    for given in (micro_batches(rollout, 3, by_length=False), micro_batches(rollout, None, by_length=True)):
+        assert torch.cat(given).tolist() == list(range(8))
+    module.objective = replace(module.objective, micro_batch_size=3)
+    assert [part.tolist() for part in module.micro_batches(rollout)] == [part.tolist() for part in parts]
+    # Scores come back in the rollout's order.
+    torch.testing.assert_close(module.reference_logps(rollout), policy_logps(module, rollout), atol=1e-5, rtol=0)
+    module.policy.padding = "published"  # rows depend on their neighbours
+    try:
+        assert torch.cat(module.micro_batches(rollout)).tolist() == list(range(8))
+    finally:
+        module.policy.padding = "exact"
 
 
 def test_nobody_computes_entropies_that_nobody_reads(drawn, monkeypatch):
