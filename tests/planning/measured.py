@@ -94,7 +94,7 @@ def measure_step(cfg: DictConfig, prompts: list[str]) -> Measured:
     for p in trained:  # as after the first micro-batch
         p.grad = torch.zeros_like(p)
     _score(policy, reference, rollout[: cfg.objective.micro_batch_size or len(rollout)], found)
-    optimizer = instantiate(cfg.optimizer)(trained, foreach=True)
+    optimizer = instantiate(cfg.optimizer)(trained)
     optimizer.step()
     with LiveBytes() as live:
         optimizer.step()

@@ -32,7 +32,9 @@ CASES = {
         "rollout.group_size=4",
     ],
     # 9 million parameters, grouped keys
-    "wide": ["+experiment=shapes_eg_grpo", *SMALL, "model.chunk_size=40", "rollout.group_size=3"],
+    "wide": ["+experiment=shapes_eg_grpo", *SMALL, "model.chunk_size=40", "rollout.group_size=3"]
+    # ... and the optimizer in the form that takes copies of all weights
+    + ["optimizer.fused=null", "+optimizer.foreach=true"],
     # bfloat16, checkpointing, guidance, micro-batches
     "checkpointed": [
         *("+experiment=shapes_eg_grpo", *SMALL, "model.chunk_size=10", "model.dtype=bfloat16"),
@@ -63,8 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Plan,
     @cache
     def once(case: str) -> tuple[Plan, Measured]:
         place = [f"model.path={folders[case]}"] if case in folders else []
-        # accelerator=auto: the optimizer is planned, and here made, in the form that it takes on an accelerator.
-        cfg = composed("plan", *CASES[case], *place, "data.prompts_per_step=2", "trainer.accelerator=auto")
+        cfg = composed("plan", *CASES[case], *place, "data.prompts_per_step=2")
         return make_plan(cfg), measure_step(cfg, ["a red circle", "a blue disk"])
 
     return once

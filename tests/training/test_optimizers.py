@@ -42,6 +42,25 @@ def test_masters_follow_float32_and_weights_are_the_masters_rounded(dtype):
     assert torch.equal(low.detach(), master.to(dtype)) and low.dtype == dtype
 
 
+@pytest.mark.parametrize("kind, dtype", [(torch.optim.AdamW, torch.float32), (MasterAdamW, torch.bfloat16)])
+def test_one_kernel_for_all_weights_takes_the_same_steps(kind, dtype):
+    """`fused=True`, as configured: the same numbers within rounding, and states that a resumed run reads."""
+    plain, fused = start(dtype), start(dtype)
+    settings = SETTINGS | {"lr": 1e-3}
+    one, two = kind([plain], **settings), kind([fused], **settings, fused=True)
+    stepped(one, plain, gradients(20, dtype))
+    stepped(two, fused, gradients(20, dtype))
+    masters = [opt.state[p].get("master", p.detach()) for opt, p in ((one, plain), (two, fused))]
+    torch.testing.assert_close(*masters, atol=1e-7, rtol=1e-5)
+    assert not torch.equal(masters[0], start(dtype).detach().float())
+    again = torch.nn.Parameter(fused.detach().clone())
+    resumed = kind([again], **settings, fused=True)
+    resumed.load_state_dict(copy.deepcopy(two.state_dict()))
+    for optimizer, p in ((two, fused), (resumed, again)):
+        stepped(optimizer, p, gradients(3, dtype))
+    assert torch.equal(again, fused)
+
+
 def test_updates_that_would_round_away_add_up():
     weight = torch.full((4,), 0.02, dtype=torch.bfloat16)
     ours, plain = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())
