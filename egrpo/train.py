@@ -6,6 +6,7 @@ Leaves in its folder: config.yaml, metrics.csv, checkpoints/, samples/, curves.p
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -77,9 +78,8 @@ def build_module(cfg: DictConfig) -> GRPOModule:
 
 def close_wandb() -> None:
     """Ends W&B's run, if one is open, so that its files are whole and the next job of a sweep gets its own."""
-    import wandb
-
-    if wandb.run is not None:
+    wandb = sys.modules.get("wandb")  # imported by its logger alone
+    if wandb is not None and wandb.run is not None:
         wandb.finish()
 
 
