@@ -46,6 +46,8 @@ def packed_linears(parts: Sequence[nn.Module], turns: int) -> Iterator[None]:
 def _gains(module: nn.Linear) -> bool:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
+    if module._forward_hooks or module._forward_pre_hooks:  # they bring its weight, which ZeRO gathers when looked at
+        return False
     weight = module.weight
     plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32
     return plain and weight.numel() >= LEAST

@@ -32,6 +32,7 @@ class Engine:
     """
 
     lockstep: Lockstep = ALONE  # of scoring
+    passes_by_segment = True  # whether plans and images may have backward passes of their own
     loss_scale = 1.0  # what losses are multiplied by before the backward pass
 
     def __init__(self, module: Any) -> None:

@@ -180,8 +180,8 @@ class GRPOModule(LightningModule):
     ) -> tuple[dict[str, Any], Tensor]:
         """Adds up the gradient of the objective over micro-batches; denominators are those of the batch of all ranks.
 
-        The loss is a sum over tokens, so plans and images have backward passes of their own: the graph of the one is
-        gone before that of the other is made.
+        The loss is a sum over tokens, so plans and images have backward passes of their own, where the engine can: the
+        graph of the one is gone before that of the other is made.
 
         Returns:
             metrics, and the log-probabilities [N, T] that the gradient was taken at, detached.
@@ -192,8 +192,9 @@ class GRPOModule(LightningModule):
         metrics: dict[str, Any] = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
         logps = torch.zeros_like(ref_logps)
         settings: dict[str, Any] = {"temperature": self.rollout_settings.temperature, "entropy": False}
-        passes = [(r, name) for r in self.micro_batches(rollout) for name in rollout.segments]
-        columns = columns_of(rollout)
+        segments: list[str | None] = [*rollout.segments] if engine.passes_by_segment else [None]
+        passes = [(r, name) for r in self.micro_batches(rollout) for name in segments]
+        columns: dict[Any, slice] = {**columns_of(rollout), None: slice(None)}
         with engine.accumulating():
             for number, (rows, name) in enumerate(passes, start=1):
                 engine.next_pass(last=number == len(passes))

@@ -15,7 +15,13 @@ from egrpo.training.engines import Engine, without_hooks
 
 
 class ZeroEngine(Engine):
-    """Gradients are averaged over ranks in every backward pass, and applied by DeepSpeed."""
+    """Gradients are averaged over ranks in every backward pass, and applied by DeepSpeed.
+
+    Plans and images share a backward pass: with the optimizer on the host, DeepSpeed hands over what has gathered up of
+    a weight only when the last pass has a gradient for it, and the text head has none from images.
+    """
+
+    passes_by_segment = False
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
