@@ -170,15 +170,16 @@ def _scoring(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
 
 
 def _backward(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
-    """A layer's backward pass, of plans or of images."""
+    """A layer's backward pass, of plans or of images; in one pass images go first and plans wait."""
     sizes, work = (parts.arch, parts.work, lengths), parts.work
     text, image = scored_tokens(work, lengths)
     work_rows = work.micro_rows * work.score_factor
     plan_layer = layer_work_bytes(parts.arch, work.micro_rows, text) if text else 0
     image_layer = layer_work_bytes(parts.arch, work_rows, image, masked=not work.exact)
+    both = parts.sharding.one_pass and bool(text)
     return _larger(
-        base.plus(activations=text_bytes(*sizes) + plan_layer),
-        base.plus(activations=image_bytes(*sizes) + image_layer),
+        base.plus(activations=text_bytes(*sizes) + plan_layer, gradients=both * parts.arch.language_trained_bytes),
+        base.plus(activations=image_bytes(*sizes) + image_layer + both * text_bytes(*sizes)),
     )
 
 

@@ -38,6 +38,8 @@ class Sharding:
         gradient_copies: Copies of the gradients that are kept beside them for communication.
         gradients_stay: Their memory is kept between steps.
         live_parameters: Most parameters gathered at one time while scoring; None = two layers.
+        one_pass: Plans and images share a backward pass: autograd adds up what a weight gets from either, in full size
+            however weights are divided, before it goes into its gradient.
         devices: All devices that take part.
         says: One line for the report.
     """
@@ -52,6 +54,7 @@ class Sharding:
     gradient_copies: int = 0
     gradients_stay: bool = False
     live_parameters: int | None = None
+    one_pass: bool = False
     devices: int = 1
     says: str = "one device holds everything"
 
@@ -116,6 +119,7 @@ def _deepspeed(values: Mapping[str, Any], devices: int) -> Sharding:
         master_weights=True,
         gradients_stay=True,
         live_parameters=int(zero.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS)),
+        one_pass=True,
         devices=devices,
         says=f"DeepSpeed ZeRO stage {stage} over {devices} devices, float32 master weights and states"
         + (", optimizer on the host" if offloaded("optimizer") else "")

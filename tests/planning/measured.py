@@ -19,7 +19,7 @@ from egrpo.algorithm import policy_loss
 from egrpo.paths import resolve
 from egrpo.planning.measuring import LiveBytes
 from egrpo.planning.workload import Lengths
-from egrpo.policy import JanusPolicy, load_janus
+from egrpo.policy import JanusPolicy, load_janus, packed
 from egrpo.policy.decoding import CachedDecoder
 from egrpo.policy.loop import Loop
 from egrpo.training.micro_batches import columns_of
@@ -135,7 +135,7 @@ def lengths_of(rows: Rollout, policy: JanusPolicy) -> Lengths:
 def _watched(found: Measured) -> Iterator[None]:
     """Peaks and operations of drawing and decoding, and the bytes of each decoder's buffers."""
     original = {name: getattr(janus, name) for name in ("draw_text_tokens", "draw_image_tokens")}
-    decode, init, compact = JanusPolicy.decode, CachedDecoder.__init__, Loop.compact
+    decode, init, compact, turns = JanusPolicy.decode, CachedDecoder.__init__, Loop.compact, packed.TURNS
 
     def watch(name: str, function: Any) -> Any:
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -156,7 +156,9 @@ def _watched(found: Measured) -> Iterator[None]:
     janus.draw_image_tokens = watch("images", original["draw_image_tokens"])
     JanusPolicy.decode = watch("pixels", decode)  # type: ignore[method-assign]
     CachedDecoder.__init__ = made  # type: ignore[method-assign]
-    Loop.compact = lambda self: None  # type: ignore[method-assign]  # plans are of devices, where ended rows stay
+    # Plans are of devices, where rows that have ended stay and weights are not packed.
+    Loop.compact = lambda self: None  # type: ignore[method-assign]
+    packed.TURNS = 10**9
     try:
         yield
     finally:
@@ -164,6 +166,7 @@ def _watched(found: Measured) -> Iterator[None]:
             setattr(janus, name, function)
         JanusPolicy.decode, CachedDecoder.__init__ = decode, init  # type: ignore[method-assign]
         Loop.compact = compact  # type: ignore[method-assign]
+        packed.TURNS = turns
 
 
 def _score(policy: JanusPolicy, reference: Any, rows: Rollout, found: Measured) -> None:
