@@ -16,6 +16,7 @@ MIN_AREA = 14  # pixels; smaller specks are noise
 MIN_OVERLAP = 0.74  # intersection over union with the best template; below it the shape has no name
 MIN_SATURATION = 0.30
 STRIPE_CONTRAST = 0.16  # standard deviation of brightness over its mean; plain shapes have below .10, striped above .25
+CANVAS = CELL + 4  # pixels a side, on which components and templates are laid over each other
 SHIFTS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 
 
@@ -36,6 +37,13 @@ def detect(pixels: np.ndarray) -> list[Thing]:
     """What is drawn on [H, W, 3] uint8 pixels, H = W = 48. Raises ValueError on another size or type."""
     if pixels.shape != (SIDE, SIDE, 3) or pixels.dtype != np.uint8:
         raise ValueError(f"the oracle reads {SIDE}x{SIDE}x3 uint8 pixels, got {pixels.shape} {pixels.dtype}")
+    return list(_read(pixels.tobytes()))
+
+
+@lru_cache(maxsize=2048)  # a batch: several rewards and judges read the same pictures, one after another
+def _read(content: bytes) -> tuple[Thing, ...]:
+    """What is drawn on the pixels that `content` holds."""
+    pixels = np.frombuffer(content, np.uint8).reshape(SIDE, SIDE, 3)
     hue, saturation, value = hue_saturation_value(pixels)
     distance = abs(hue[..., None] - color_hues())
     nearest = np.minimum(distance, 1 - distance).argmin(-1)
@@ -51,29 +59,32 @@ def detect(pixels: np.ndarray) -> list[Thing]:
             texture = "striped" if bright.std() > STRIPE_CONTRAST * bright.mean() else "plain"
             y, x = ((s.start + s.stop) / 2 / CELL for s in window)
             things.append(Thing(name_shape(inside), color, texture, x, y))
-    return things
+    return tuple(things)
 
 
 def name_shape(inside: np.ndarray) -> str | None:
     """The template that overlaps a component [h, w] bool best, or None where none overlaps enough."""
     if max(inside.shape) > CELL:
         return None
-    overlaps = {shape: _overlap(inside, shape) for shape in SHAPES}
-    best = max(overlaps, key=lambda shape: overlaps[shape])
-    return best if overlaps[best] >= MIN_OVERLAP else None
+    overlaps = _overlaps(inside)
+    best = int(overlaps.argmax())
+    return SHAPES[best] if overlaps[best] >= MIN_OVERLAP else None
 
 
-def _overlap(inside: np.ndarray, shape: str) -> float:
-    """Intersection over union with a template, boxes' centres aligned up to a pixel."""
-    template = _trimmed(shape)
-    side = CELL + 4
-    placed = _centred(template, side)
-    component = _centred(inside, side)
-    best = 0.0
-    for shift in SHIFTS:
-        moved = np.roll(component, shift, (0, 1))
-        best = max(best, (moved & placed).sum() / (moved | placed).sum())
-    return float(best)
+def _overlaps(inside: np.ndarray) -> np.ndarray:
+    """Intersection over union with each template, boxes' centres aligned up to a pixel; [shapes]."""
+    templates = _templates()
+    component = _centred(inside, CANVAS).reshape(-1).astype(np.float64)
+    both = templates @ component  # counts of pixels
+    either = templates.sum(axis=-1) + component.sum() - both
+    return (both / either).max(axis=-1)
+
+
+@lru_cache
+def _templates() -> np.ndarray:
+    """[shapes, shifts, pixels of a canvas] float64: 1 where a shifted template is."""
+    placed = [_centred(_trimmed(shape), CANVAS) for shape in SHAPES]
+    return np.array([[np.roll(mask, shift, (0, 1)).reshape(-1) for shift in SHIFTS] for mask in placed], np.float64)
 
 
 @lru_cache

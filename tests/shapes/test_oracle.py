@@ -209,3 +209,28 @@ def test_rewards_are_soft_or_strict():
 def test_reward_wants_a_record_an_image():
     with pytest.raises(ValueError, match=r"shorter|longer"):
         OracleReward()([canvas()], [draw(np.random.default_rng(0))] * 2)
+
+
+def test_overlaps_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        inside = rng.random(rng.integers(3, 17, 2)) < 0.7
+        side = atlas.CELL + 4
+        for shape, found in zip(SHAPES, oracle._overlaps(inside), strict=True):
+            placed, best = oracle._centred(oracle._trimmed(shape), side), 0.0
+            for shift in itertools.product((-1, 0, 1), repeat=2):
+                moved = np.roll(oracle._centred(inside, side), shift, (0, 1))
+                best = max(best, (moved & placed).sum() / (moved | placed).sum())
+            assert found == best
+
+
+def test_a_picture_is_read_once():
+    """Oracle and strict verdict, as rewards and as judges, look at the same pictures."""
+    pixels = np.array(put(canvas(), "circle", "red", "plain", 1, 1))
+    first = detect(pixels)
+    before = oracle._read.cache_info()
+    again = detect(pixels.copy())
+    assert again == first and oracle._read.cache_info().hits == before.hits + 1
+    again.clear()  # a reader's own list
+    pixels[16:32, 16:32] = 240
+    assert detect(pixels) == [] and len(first) == 1
