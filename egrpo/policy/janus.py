@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from egrpo.policy.backbone import Backbone, evaluating
 from egrpo.policy.capture import Steps
 from egrpo.policy.drawing import Drawing
-from egrpo.policy.layout import check_padding, image_context, pad_rows
+from egrpo.policy.layout import check_padding
 from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janus, merged_state_dict
 from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.prompting import encode, fit_prompt
-from egrpo.policy.randomness import SampleKey, sample_uniforms
-from egrpo.policy.sampling import draw_image_tokens, draw_text_tokens, grid_size, pad_token
+from egrpo.policy.randomness import SampleKey
+from egrpo.policy.rollout import Sampler, chunks
+from egrpo.policy.sampling import grid_size, pad_token
 from egrpo.policy.scoring import score_rollout
-from egrpo.policy.segments import chunks, segment_of, widened
 from egrpo.policy.templates import Templates
 from egrpo.precision import keep_buffer_types
 from egrpo.types import PromptRecord, Rollout, Segment, TokenScores
@@ -175,18 +175,22 @@ class JanusPolicy(nn.Module):
         offsets = [sample_offset] * len(texts) if isinstance(sample_offset, int) else sample_offset
         firsts = zip(texts, offsets, strict=True)
         keys = [(seed, step, text, first + i) for text, first in firsts for i in range(group_size)]
-        rows = chunks(len(prompts), chunk)
-        source = None if greedy else keys
         how = Drawing(temperature, greedy, top_k, top_p, cfg_weight, guided_logps)
+        sampler = self._sampler(None if greedy else keys, chunks(len(prompts), chunk))
         with evaluating(self.model):
-            text, plans, truncated = None, None, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+            text, truncated = None, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+            plans: list[str] | list[None] = [None] * len(prompts)
             if cot:
-                text, truncated = self._rollout_text(prompts, source, rows, replace(how, cfg_weight=1.0))
+                reasoning = [self.reasoning_ids(prompt) for prompt in prompts]
+                unguided = replace(how, cfg_weight=1.0)
+                text, truncated = sampler.text(reasoning, self.max_plan_tokens, self.tokenizer.eos_token_id, unguided)
                 plans = self._decode_plans(text)
-            image = self._rollout_image(prompts, plans, source, rows, how)
+            contexts = [self.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
+            image = sampler.image(contexts, self.begin_of_image, self.num_image_tokens, how)
             pixels = self.decode(image.tokens)
         guidance = cfg_weight if guided_logps else 1.0
-        return Rollout(prompts, plans or [""] * len(prompts), truncated, text, image, pixels, guidance)
+        written = [plan or "" for plan in plans]
+        return Rollout(prompts, written, truncated, text, image, pixels, guidance)
 
     def score(
         self, rollout: Rollout, *, temperature: float = 1.0, entropy: bool = True, segment: str | None = None
@@ -246,67 +250,10 @@ class JanusPolicy(nn.Module):
     def _fitted(self, prompt: str) -> str:
         return fit_prompt(self.tokenizer, self.templates, prompt, self.max_prompt_tokens)
 
-    def _rollout_text(
-        self, prompts: list[str], keys: list[SampleKey] | None, rows: list[slice], how: Drawing
-    ) -> tuple[Segment, Tensor]:
-        context = pad_rows([self.reasoning_ids(prompt) for prompt in prompts], self.pad, left=True)
-        ids, mask = (part.to(self.device) for part in context)
-        eos = self.tokenizer.eos_token_id
-        drawn = [
-            draw_text_tokens(
-                self.backbone,
-                ids[part],
-                mask[part],
-                self._uniforms(keys, part, self.max_plan_tokens, "text"),
-                max_tokens=self.max_plan_tokens,
-                eos=eos,
-                how=how,
-                lockstep=self.drawing,
-                steps=self._steps(),
-            )
-            for part in rows
-        ]
-        # Padding of shorter chunks is what a joint run would have drawn: end-of-sequence, not counted.
-        longest = max(part.tokens.shape[1] for part in drawn)
-        return segment_of(ids, mask, [widened(part, longest, eos) for part in drawn]), torch.cat(
-            [part.truncated for part in drawn]
-        )
-
-    def _rollout_image(
-        self,
-        prompts: list[str],
-        plans: list[str] | None,
-        keys: list[SampleKey] | None,
-        rows: list[slice],
-        how: Drawing,
-    ) -> Segment:
-        if plans is None:
-            texts = [self.image_ids(prompt) for prompt in prompts]
-        else:
-            texts = [self.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
-        ids, mask = (part.to(self.device) for part in image_context(texts, self.pad, self.begin_of_image, self.padding))
-        drawn = [
-            draw_image_tokens(
-                self.backbone,
-                ids[part],
-                mask[part],
-                self._uniforms(keys, part, self.num_image_tokens, "image"),
-                num_tokens=self.num_image_tokens,
-                pad=self.pad,
-                how=how,
-                padding=self.padding,
-                steps=self._steps(),
-            )
-            for part in rows
-        ]
-        return segment_of(ids, mask, drawn)
-
-    def _steps(self) -> Steps:
-        """Hooks that gather weights at every layer cannot be captured."""
-        return self.steps if self.drawing is ALONE else Steps("eager")
-
-    def _uniforms(self, keys: list[SampleKey] | None, rows: slice, num_tokens: int, domain: str) -> Tensor | None:
-        return None if keys is None else sample_uniforms(keys[rows], num_tokens, domain=domain).to(self.device)
+    def _sampler(self, keys: list[SampleKey] | None, rows: list[slice]) -> Sampler:
+        # Hooks that gather weights at every layer cannot be captured.
+        steps = self.steps if self.drawing is ALONE else Steps("eager")
+        return Sampler(self.backbone, steps, self.drawing, keys, rows, self.pad, self.padding, self.device)
 
     def _decode_plans(self, text: Segment) -> list[str]:
         rows = [tokens[mask].tolist() for tokens, mask in zip(text.tokens.cpu(), text.mask.cpu(), strict=True)]

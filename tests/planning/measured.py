@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import JanusConfig, JanusForConditionalGeneration
 
-import egrpo.policy.janus as janus
+import egrpo.policy.rollout as drawing
 from egrpo.algorithm import policy_loss
 from egrpo.paths import resolve
 from egrpo.planning.measuring import LiveBytes
@@ -134,7 +134,7 @@ def lengths_of(rows: Rollout, policy: JanusPolicy) -> Lengths:
 @contextmanager
 def _watched(found: Measured) -> Iterator[None]:
     """Peaks and operations of drawing and decoding, and the bytes of each decoder's buffers."""
-    original = {name: getattr(janus, name) for name in ("draw_text_tokens", "draw_image_tokens")}
+    original = {name: getattr(drawing, name) for name in ("draw_text_tokens", "draw_image_tokens")}
     decode, init, compact, turns = JanusPolicy.decode, CachedDecoder.__init__, Loop.compact, packed.TURNS
 
     def watch(name: str, function: Any) -> Any:
@@ -152,8 +152,8 @@ def _watched(found: Measured) -> Iterator[None]:
         buffers = [b for layer in self._cache.layers for b in layer._buffers]  # type: ignore[attr-defined]
         found.caches.append(sum(b.nbytes for b in buffers))
 
-    janus.draw_text_tokens = watch("plans", original["draw_text_tokens"])
-    janus.draw_image_tokens = watch("images", original["draw_image_tokens"])
+    drawing.draw_text_tokens = watch("plans", original["draw_text_tokens"])
+    drawing.draw_image_tokens = watch("images", original["draw_image_tokens"])
     JanusPolicy.decode = watch("pixels", decode)  # type: ignore[method-assign]
     CachedDecoder.__init__ = made  # type: ignore[method-assign]
     # Plans are of devices, where rows that have ended stay and weights are not packed.
@@ -163,7 +163,7 @@ def _watched(found: Measured) -> Iterator[None]:
         yield
     finally:
         for name, function in original.items():
-            setattr(janus, name, function)
+            setattr(drawing, name, function)
         JanusPolicy.decode, CachedDecoder.__init__ = decode, init  # type: ignore[method-assign]
         Loop.compact = compact  # type: ignore[method-assign]
         packed.TURNS = turns
