@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from egrpo.policy.backbone import Backbone, evaluating
-from egrpo.policy.deferred import draw_adapters
 from egrpo.policy.janus import JanusPolicy
 from egrpo.policy.scoring import score_rollout
 from egrpo.precision import keep_buffer_types
@@ -51,6 +51,29 @@ def add_lora(
     torch.set_rng_state(state)
     draw_adapters(policy.model)
     return policy
+
+
+def draw_adapters(model: nn.Module) -> None:
+    """Gives LoRA weights their initial values, also where peft could not: on "meta", and in weights that ZeRO-3 divides
+    as soon as they are made (there the halves that must be 0 would keep a linear layer's random values)."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for name in layer.lora_A:
+                halves: list[Any] = [layer.lora_A[name], layer.lora_B[name]]
+                for half in halves:
+                    if half.weight.is_meta:
+                        half.to_empty(device="cpu")
+                with _whole([half.weight for half in halves]):
+                    layer.reset_lora_parameters(name, True)
+
+
+def _whole(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Inside, parameters that ZeRO-3 divides can be changed; rank 0's values count."""
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
 class FrozenReference(nn.Module):

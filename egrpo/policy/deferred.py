@@ -7,14 +7,13 @@ what this process keeps of it, so that no process ever holds a whole copy.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -78,17 +77,16 @@ def weight_files(path: str) -> dict[str, Path]:
     return found
 
 
-def fill(part: nn.Module, keys: Mapping[str, str], path: str, device: torch.device) -> None:
+def fill(part: nn.Module, keys: Mapping[str, str], files: Mapping[str, Path], device: torch.device) -> None:
     """Gives every parameter on "meta" this process's part of its weight.
 
     Args:
         part: Changed in place; its parameters may be divided (DTensor) already.
         keys: Parameter name -> name of the weight in the checkpoint.
-        path: The checkpoint.
+        files: The checkpoint's, see `weight_files`.
         device: Where the weights go.
     """
     wanted: dict[Path, list[str]] = {}
-    files = weight_files(path)
     for name, parameter in part.named_parameters():
         if parameter.is_meta:
             wanted.setdefault(files[keys[name]], []).append(name)
@@ -116,26 +114,3 @@ def _own_part(stored: Any, empty: Any, device: torch.device) -> Tensor:
         shape=empty.shape,
         stride=empty.stride(),
     )
-
-
-def draw_adapters(model: nn.Module) -> None:
-    """Gives LoRA weights their initial values, also where peft could not: on "meta", and in weights that ZeRO-3 divides
-    as soon as they are made (there the halves that must be 0 would keep a linear layer's random values)."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            for name in layer.lora_A:
-                halves: list[Any] = [layer.lora_A[name], layer.lora_B[name]]
-                for half in halves:
-                    if half.weight.is_meta:
-                        half.to_empty(device="cpu")
-                with _whole([half.weight for half in halves]):
-                    layer.reset_lora_parameters(name, True)
-
-
-def _whole(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Inside, parameters that ZeRO-3 divides can be changed; rank 0's values count."""
-    if not any(hasattr(p, "ds_id") for p in parameters):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)

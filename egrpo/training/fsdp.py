@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils import _pytree
 
 from egrpo import distributed
-from egrpo.policy.deferred import deferring, fill
+from egrpo.policy.deferred import deferring, fill, weight_files
 from egrpo.training.engines import Engine, without_hooks
 from egrpo.types import TokenScores
 
@@ -36,7 +36,7 @@ class FSDPEngine(Engine):
 
     def divide(self, policy: Any, reference: Any) -> None:
         mesh = self.module.device_mesh["data_parallel"]
-        keys = weight_keys(policy)
+        keys, files = weight_keys(policy), weight_files(policy.model.config._name_or_path)
         for part in (policy, reference):
             if not isinstance(part, nn.Module):
                 continue  # the policy with its adapter off
@@ -44,7 +44,7 @@ class FSDPEngine(Engine):
             for layer in (layer for model in models for layer in model.layers):
                 fully_shard(layer, mesh=mesh)
             fully_shard(part, mesh=mesh, ignored_params=_small_and_frozen(policy) if part is policy else None)
-            fill(part, keys, policy.model.config._name_or_path, self.module.device)
+            fill(part, keys, files, self.module.device)
             root: Any = part
             root._get_fsdp_state()._lazy_init()  # the root first: rollouts gather before the first forward
 

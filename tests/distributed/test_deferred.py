@@ -24,7 +24,7 @@ def test_a_model_that_is_filled_later_is_the_same(dtype: str):
     with deferring():
         model, _ = load_janus(SHAPES, dtype)
     assert all(p.is_meta for p in model.parameters()) and model.training == expected.training
-    fill(model, {name: name for name, _ in model.named_parameters()}, SHAPES, torch.device("cpu"))
+    fill(model, {name: name for name, _ in model.named_parameters()}, weight_files(SHAPES), torch.device("cpu"))
     found, wanted = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (model, expected))
     assert found.keys() == wanted.keys()
     for name, value in found.items():
