@@ -21,15 +21,16 @@ TURNS = 16  # a loop of fewer does not earn the packing back
 
 
 @contextmanager
-def packed_linears(parts: Sequence[nn.Module], turns: int) -> Iterator[None]:
+def packed_linears(parts: Sequence[nn.Module], rows: int, turns: int) -> Iterator[None]:
     """Inside, large float32 linear layers on a CPU run on packed copies of their weights; results differ by rounding.
 
     Args:
         parts: Modules that are run without gradient, and whose weights do not change inside.
+        rows: Fed at a time.
         turns: How often they will be run, about.
     """
     chosen: list[nn.Linear] = []
-    if turns >= TURNS and _available():
+    if rows <= ROWS and turns >= TURNS and _available():
         chosen = [m for part in parts for m in part.modules() if isinstance(m, nn.Linear) and _gains(m)]
     if sum(m.weight.nbytes for m in chosen) > MOST_BYTES:
         chosen = []

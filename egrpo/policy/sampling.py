@@ -64,7 +64,7 @@ def draw_image_tokens(
         context_ids, context_mask = torch.cat([context_ids, bare_ids]), torch.cat([context_mask, bare_mask])
     context = (context_ids, context_mask, positions_of(context_mask, padding))
     steps = steps or Steps()
-    with packed_linears([backbone.language_model, backbone.generation_head], num_tokens):
+    with packed_linears([backbone.language_model, backbone.generation_head], len(context_ids), num_tokens):
         loop = steps.loop("image", backbone, context, uniforms, num_tokens, how)
         loop.draw()
         steps.run(loop, num_tokens - 1)
@@ -108,7 +108,7 @@ def draw_text_tokens(
     context_ids, context_mask = left_pack(context_ids, context_mask)
     context = (context_ids, context_mask, positions_of(context_mask))
     steps = steps or Steps()
-    with packed_linears([backbone.language_model, backbone.lm_head], max_tokens):
+    with packed_linears([backbone.language_model, backbone.lm_head], len(context_ids), max_tokens):
         loop = steps.loop("text", backbone, context, uniforms, max_tokens, how, eos)
         loop.draw()
         done = 1

@@ -23,13 +23,13 @@ def test_a_layer_gives_the_same(bias: bool, shape: tuple[int, ...]):
     layer, x = nn.Linear(512, 600, bias=bias), torch.randn(shape)
     with torch.no_grad():
         expected = layer(x)
-        with packed_linears([layer], packed.TURNS):
+        with packed_linears([layer], 1, packed.TURNS):
             assert "forward" in vars(layer)
             found = layer(x)
         assert "forward" not in vars(layer)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         layer.weight.mul_(2)
-        with packed_linears([layer], packed.TURNS):  # packed anew
+        with packed_linears([layer], 1, packed.TURNS):  # packed anew
             torch.testing.assert_close(
                 layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5
             )
@@ -37,11 +37,12 @@ def test_a_layer_gives_the_same(bias: bool, shape: tuple[int, ...]):
 
 def test_what_gains_nothing_is_left_alone(monkeypatch):
     small, half, large = nn.Linear(64, 64), nn.Linear(512, 600).bfloat16(), nn.Linear(512, 600)
-    for layer, turns in ((small, 99), (half, 99), (large, packed.TURNS - 1)):
-        with packed_linears([layer], turns):
+    cases = [(small, 1, 99), (half, 1, 99), (large, 1, packed.TURNS - 1), (large, packed.ROWS + 1, 99)]
+    for layer, rows, turns in cases:
+        with packed_linears([layer], rows, turns):
             assert "forward" not in vars(layer)
     monkeypatch.setattr(packed, "MOST_BYTES", 1000)
-    with packed_linears([large], 99):
+    with packed_linears([large], 1, 99):
         assert "forward" not in vars(large)
 
 
