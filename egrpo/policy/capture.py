@@ -78,10 +78,12 @@ class Steps:
         made_for = (rows, how, length, eos, ids.device, addresses(backbone))
         needed = ids.shape[1] + length
         before, static = self._kept.get(kind, (None, None))
-        if static is None or before != made_for or static.capacity < needed:
+        if static is None or before != made_for or static.decoder.capacity < needed:
             self._kept.pop(kind, None)  # its memory first
             del static
-            static = StaticLoop(backbone, settings, -(-needed // WIDTH) * WIDTH, self._layer_step(backbone, way))
+            capacity = -(-needed // WIDTH) * WIDTH
+            decoder = StaticDecoder(backbone, len(ids), capacity, self._layer_step(backbone, way))
+            static = StaticLoop(decoder, *settings)
             self._kept[kind] = (made_for, static)
         static.decoder.load(*context)
         static.start(uniforms)
@@ -117,6 +119,8 @@ class Steps:
         capture = way != "static" and self._captures and loop.can_capture
         try:
             return loop.captured_turn() if capture else loop.static_turn()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             if loop.decoder.layer_step is not None:
                 self._compiles, loop.decoder.layer_step = False, None
@@ -136,10 +140,7 @@ class StaticLoop(Loop):
 
     decoder: StaticDecoder
 
-    def __init__(self, backbone: Backbone, settings: tuple[Any, ...], capacity: int, layer_step: Any) -> None:
-        _, _, how, rows, *_ = settings
-        self.capacity = capacity
-        decoder = StaticDecoder(backbone, rows * (2 if how.guided else 1), capacity, layer_step)
+    def __init__(self, decoder: StaticDecoder, *settings: Any) -> None:
         super().__init__(decoder, *settings)
         self._columns = 0  # in use, on the host
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -178,7 +179,7 @@ class StaticLoop(Loop):
         self._columns += 1
 
     def _width(self) -> int:
-        return min(-(-(self._columns + 1) // WIDTH) * WIDTH, self.capacity)
+        return min(-(-(self._columns + 1) // WIDTH) * WIDTH, self.decoder.capacity)
 
 
 def addresses(backbone: Backbone) -> tuple[int, ...]:

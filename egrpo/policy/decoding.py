@@ -96,10 +96,7 @@ class CachedDecoder:
     """Runs prompts once, then one token at a time with a key/value cache.
 
     Args:
-        backbone: The modules.
-        ids: [R, L] text ids, real token last.
-        mask: [R, L] bool, False = padding.
-        positions: [R, L].
+        backbone, ids, mask, positions: As of `Prefill`.
         max_steps: Most tokens that will be fed afterwards.
     """
 

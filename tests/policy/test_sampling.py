@@ -248,18 +248,24 @@ def test_captured_steps_draw_what_eager_ones_draw(model, cfg_weight: float, deco
     assert captured._captures and captured._compiles
 
 
-def test_our_layer_is_the_models(model, monkeypatch):
-    monkeypatch.setattr(fused, "compiled", lambda: fused.layer_step)
-    monkeypatch.setattr(capture, "WIDTH", 8)
+def draws_the_same(model) -> Steps:
+    """Draws by compiled layers what the model's own draw; the steps that did so."""
     ids, mask = right_padded(PROMPTS)
     settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(cfg_weight=3.0)}
     steps = Steps("compiled")
     theirs, ours = (
         draw_image_tokens(Backbone.of(model), ids, mask, uniforms(3), **settings, steps=s) for s in (None, steps)
     )
-    assert steps._kept["image"][1].decoder.layer_step is fused.layer_step
     assert torch.equal(theirs.tokens, ours.tokens)
     torch.testing.assert_close(theirs.logps, ours.logps, atol=1e-5, rtol=0)
+    return steps
+
+
+def test_our_layer_is_the_models(model, monkeypatch):
+    monkeypatch.setattr(fused, "compiled", lambda: fused.layer_step)
+    monkeypatch.setattr(capture, "WIDTH", 8)
+    steps = draws_the_same(model)
+    assert steps._kept["image"][1].decoder.layer_step is fused.layer_step
 
 
 def test_layers_that_are_not_plain_are_left_to_the_model(model, make_policy):
@@ -279,14 +285,7 @@ def test_layers_that_are_not_plain_are_left_to_the_model(model, make_policy):
 @pytest.mark.slow
 def test_compiled_layers_draw_what_eager_ones_draw(model, monkeypatch):
     monkeypatch.setattr(capture, "WIDTH", 8)
-    ids, mask = right_padded(PROMPTS)
-    settings = {"num_tokens": 16, "pad": PAD, "how": Drawing(cfg_weight=3.0)}
-    steps = Steps("compiled")
-    theirs, ours = (
-        draw_image_tokens(Backbone.of(model), ids, mask, uniforms(3), **settings, steps=s) for s in (None, steps)
-    )
-    assert steps._compiles and torch.equal(theirs.tokens, ours.tokens)
-    torch.testing.assert_close(theirs.logps, ours.logps, atol=1e-5, rtol=0)
+    assert draws_the_same(model)._compiles
 
 
 def test_what_cannot_be_compiled_or_captured_is_told_once(model, monkeypatch, caplog):
