@@ -10,7 +10,7 @@ import torch
 
 from egrpo.algorithm.entropy_policies import entropy_guided
 from experiments.speed import __main__ as command
-from experiments.speed import growth, published
+from experiments.speed import decoding, growth, published
 from experiments.speed.equality import TOLERANCES, check
 from experiments.speed.growth import Curve
 from experiments.speed.meter import ProcessMemory
@@ -139,3 +139,12 @@ def test_peak_memory_of_the_process_is_of_what_was_held_within():
         held = torch.ones(count)
         assert memory.peak() - before == pytest.approx(4 * count, rel=0.1, abs=8_000_000)
         del held
+
+
+def test_every_way_of_decoding_is_told(capsys):
+    decoding.main(["shape=janus_pro_7b", "dry_run=true", "ways=[eager,static]", "context_tokens=20"])
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"limit by memory: [\d.]+ ms a token", lines[1])
+    rows = [line.split() for line in lines[3:]]
+    assert [row[0] for row in rows] == ["eager", "static"] and float(rows[0][3]) == 1
+    assert all(float(value) > 0 for row in rows for value in row[2:4])
