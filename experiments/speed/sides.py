@@ -177,24 +177,18 @@ class Published(Side):
         self.update(text, image, advantages.flatten(), temperature, meter)
 
     def update(self, text: Any, image: Any, advantages: Tensor, temperature: float, meter: Meter) -> None:
-        """Reference, scores, loss, backward pass and AdamW, a micro-batch at a time."""
+        """Reference, scores, loss, backward pass and AdamW, all samples at once."""
         subject, objective = self.subject, self.cfg.objective
-        size = objective.micro_batch_size or len(advantages)
-        tokens = text.mask.sum() + image.mask.sum()
-        for first in range(0, len(advantages), size):
-            rows = slice(first, first + size)
-            part = [take(segment, rows) for segment in (text, image)]
-            with meter("reference"), torch.no_grad():
-                reference, _ = scores(subject.frozen, part[0], part[1], temperature)  # its entropies are thrown away
-            with meter("scoring"):
-                logps, entropy = scores(subject.policy.model, part[0], part[1], temperature)
-            mask = torch.cat([segment.mask for segment in part], dim=1)
-            width = part[0].tokens.shape[1]
-            shaped = published.token_advantages(advantages[rows], entropy, mask, width).to(logps.device)
-            loss = published.loss(logps, reference, shaped, mask, objective.beta, tokens)
-            with meter("backward"):
-                loss.backward()
-            del loss, logps, reference
+        with meter("reference"), torch.no_grad():
+            reference, _ = scores(subject.frozen, text, image, temperature)  # its entropies are thrown away
+        with meter("scoring"):
+            logps, entropy = scores(subject.policy.model, text, image, temperature)
+        mask = torch.cat([text.mask, image.mask], dim=1)
+        shaped = published.token_advantages(advantages, entropy, mask, text.tokens.shape[1]).to(logps.device)
+        loss = published.loss(logps, reference, shaped, mask, objective.beta, mask.sum())
+        with meter("backward"):
+            loss.backward()
+        del loss, logps, reference
         with meter("optimizer"):
             torch.nn.utils.clip_grad_norm_(self.trained, objective.max_grad_norm, foreach=False)
             self.adamw.step()
@@ -246,12 +240,6 @@ def scores(model: Any, text: Any, image: Any, temperature: float) -> tuple[Tenso
     parts = zip(published.score_text(model, text, temperature), published.score_image(model, image, temperature))
     logps, entropy = (torch.cat(pair, dim=1) for pair in parts)
     return logps, entropy
-
-
-def take(segment: published.Drawn, rows: slice) -> published.Drawn:
-    return published.Drawn(
-        segment.context_ids[rows], segment.context_mask[rows], segment.tokens[rows], segment.mask[rows]
-    )
 
 
 def one_by_one(reward: Callable[..., Any], images: list[Any], records: list[PromptRecord]) -> Tensor:

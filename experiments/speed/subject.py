@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "cfg_weight": 5.0,
     "prompts": 1,  # a step
     "group_size": 8,
-    "micro_batch_size": None,  # sequences scored at once; null = all
+    "micro_batch_size": None,  # sequences that ours scores at once; null = all, as the published procedure always does
     "plan_tokens": 64,  # at most
     "image_tokens": None,  # a square number; null = the model's own
     "prompt_file": "package:egrpo/shapes/assets/prompts/validation.jsonl",
