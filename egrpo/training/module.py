@@ -13,6 +13,7 @@ from egrpo import distributed
 from egrpo.algorithm import group_advantages, policy_loss
 from egrpo.policy import JanusPolicy
 from egrpo.rewards import Reward, RewardEnsemble
+from egrpo.training.beside import beside
 from egrpo.training.checkpoints import check_names, trained_names
 from egrpo.training.clock import Clock
 from egrpo.training.engines import Engine, engine_for
@@ -101,13 +102,15 @@ class GRPOModule(LightningModule):
         with self.clock("rollout"):
             rollout = self.sample(records, self.global_step // self.objective.updates_per_rollout)
         grouped, _ = own_samples(records, settings)
-        with self.clock("rewards"):
-            table = self.rewards(to_images(rollout.pixels), grouped)
+        images = to_images(rollout.pixels)
+        with beside(settings.overlap_rewards, self.rewards, images, grouped) as rewards:
+            with self.clock("reference"):
+                ref_logps = self.reference_logps(rollout)
+            with self.clock("rewards"):  # what is left to wait for
+                table = rewards()
         whole_rewards = whole_table(table)
         mixed = self.rewards.mix(whole_rewards, settings.group_size)
         advantages = group_advantages(mixed, settings.group_size).to(self.device)
-        with self.clock("reference"):
-            ref_logps = self.reference_logps(rollout)
         metrics = self.update(rollout, advantages, ref_logps)
         self.last_rollout = (grouped, rollout, table)
         whole = whole_rollout(rollout)

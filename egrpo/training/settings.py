@@ -36,6 +36,7 @@ class RolloutSettings:
             fit), "shard" = layer by layer at every token, all ranks in step.
         group_across_ranks: Every rank gets all prompts of a step and draws an equal part of their samples, so that the
             samples of a prompt may lie on several ranks; False = whole groups on a rank.
+        overlap_rewards: The rewards judge in a thread while the reference scores; the results are the same.
 
     Raises:
         ValueError: a setting is out of range.
@@ -50,6 +51,7 @@ class RolloutSettings:
     batch_size: int | None = None
     gather: str = "full"
     group_across_ranks: bool = False
+    overlap_rewards: bool = True
 
     def __post_init__(self) -> None:
         if self.group_size < 2:

@@ -167,6 +167,7 @@ def configuration(settings: Any) -> DictConfig:
         f"rollout.group_size={settings.group_size}",
         f"rollout.cfg_weight={settings.cfg_weight}",
         f"rollout.padding={settings.padding}",
+        "rollout.overlap_rewards=false",  # or their time would not show
         f"objective.micro_batch_size={'null' if settings.micro_batch_size is None else settings.micro_batch_size}",
         f"seed={settings.seed}",
         "run_dir=null",
