@@ -13,7 +13,7 @@ LOCK_VENV := build/lock-venv
 TORCH ?= 2.13.0
 
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-slow bench lint typecheck format lock check-python clean
+.PHONY: help setup train test test-slow bench bench-gpu lint typecheck format lock check-python clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,11 @@ test-slow: $(STAMP) ## Run the slow tests; pytest arguments in ARGS
 
 bench: $(STAMP) ## A training step beside the published procedure; ARGS="shape=small" for more than the shapes model
 	$(BIN)/python -m experiments.speed $(ARGS)
+
+bench-gpu: $(STAMP) ## The 1B and 7B shapes on an accelerator, under 8 minutes; ARGS="dry_run=true" tries it on a CPU
+	$(BIN)/python -m experiments.speed.decoding shape=janus_pro_1b repeats=1 "ways=[eager,captured,compiled]" $(ARGS)
+	$(BIN)/python -m experiments.speed.decoding shape=janus_pro_7b repeats=1 "ways=[eager,captured,compiled]" $(ARGS)
+	$(BIN)/python -m experiments.speed shape=janus_pro_1b repeats=3 $(ARGS)
 
 lint: $(STAMP) ## Check style, formatting and types; changes nothing
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from egrpo.entry import run
 from egrpo.plan import plan
 from egrpo.planning import make_plan, report
 from egrpo.planning.architecture import read_architecture
-from egrpo.planning.memory import Phase
+from egrpo.planning.memory import Phase, final_caches
 from egrpo.planning.planner import GB, Plan, device_count, expand
 from tests.conf.helpers import EXPERIMENTS, composed, root_of
 
@@ -188,3 +188,17 @@ def test_nothing_is_loaded_or_written_beside_the_hydra_folder(command, tmp_path:
     code, _, _ = command("+experiment=shapes_eg_grpo", "device=cpu")
     assert code == 0
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {".hydra", "plan.log"}
+
+
+def test_caches_that_graphs_read_stay_where_all_weights_are():
+    one = ("+experiment=eg_grpo_janus_pro_1b", "strategy=ddp", "device=h200")
+    kept, eager = (planned(*one, f"rollout.decoding={way}") for way in ("auto", "eager"))
+    plans, images = (size / GB for size in final_caches(eager.parts, eager.limits))
+    assert plans > 0 and rows(eager.at_limits, "images")["KV cache"] == pytest.approx(images)
+    for phase in ("rewards", "backward", "update"):
+        assert rows(kept.at_limits, phase)["KV cache"] == pytest.approx(plans + images)
+    # Prompts are read into a cache of their own, before it is copied where the graphs read.
+    assert rows(kept.at_limits, "images")["KV cache"] >= plans + images
+    assert rows(eager.at_limits, "backward")["KV cache"] == 0
+    divided = planned(*one[:1], "strategy=deepspeed_stage_3", "trainer.devices=8", "device=h200")
+    assert rows(divided.at_limits, "backward")["KV cache"] == 0

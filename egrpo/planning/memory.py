@@ -58,6 +58,7 @@ class Parts:
     optimizer: OptimizerCost  # of the type that the optimizer works on
     rewards: Sequence[RewardModel]
     gather_for_rollout: bool = True
+    caches_stay: bool = False  # buffers that captured steps read stay from one rollout to the next
 
 
 def standing(parts: Parts) -> dict[str, float]:
@@ -98,7 +99,7 @@ def all_gradients(parts: Parts) -> float:
 def gathered(parts: Parts, rollout: bool) -> float:
     """Weights that sharding brings together for the time that they are used."""
     arch, sharding = parts.arch, parts.sharding
-    if sharding.parameters == 1 and not sharding.offload_parameters:
+    if sharding.whole:
         return 0.0
     if rollout and parts.gather_for_rollout:
         return float(arch.parameter_bytes)
@@ -108,16 +109,30 @@ def gathered(parts: Parts, rollout: bool) -> float:
     return float(min(live, arch.parameters) * arch.dtype.itemsize)
 
 
+def final_caches(parts: Parts, lengths: Lengths) -> tuple[int, int]:
+    """Keys and values of plans and of images at their full length, rows drawn at once; guidance doubles the latter.
+
+    The cache of plans has room for the longest that is allowed, whatever is drawn.
+    """
+    arch, work = parts.arch, parts.work
+    plans = kv_cache_bytes(arch, work.rollout_rows, lengths.prompt + lengths.plan_capacity) if work.cot else 0
+    rows = work.rollout_rows * work.cfg_factor
+    return plans, kv_cache_bytes(arch, rows, lengths.image_context + work.image_tokens)
+
+
 def phases(parts: Parts, lengths: Lengths) -> list[Phase]:
     """All phases of a step, in order."""
-    base = standing(parts)
-    drawing = Phase("", base).plus(gathered_weights=gathered(parts, rollout=True))
-    scoring = Phase("", base | {"gradients": all_gradients(parts)}).plus(gathered_weights=gathered(parts, False))
+    base = Phase("", standing(parts))
+    if parts.caches_stay:
+        base = base.plus(KV_cache=sum(final_caches(parts, lengths)))
+    drawing = base.plus(gathered_weights=gathered(parts, rollout=True))
+    scoring = replace(base, rows=base.rows | {"gradients": all_gradients(parts)})
+    scoring = scoring.plus(gathered_weights=gathered(parts, rollout=False))
     found = [_named("plans", _plans(drawing, parts, lengths))] if parts.work.cot else []
     return found + [
         _named("images", _images(drawing, parts, lengths)),
         _named("pixels", drawing.plus(activations=pixel_bytes(parts.arch, parts.work))),
-        _named("rewards", _rewards(Phase("", base), parts.rewards)),
+        _named("rewards", _rewards(base, parts.rewards)),
         _named("scoring", _scoring(scoring, parts, lengths)),
         _named("backward", _backward(scoring, parts, lengths)),
         _named("update", scoring.plus(gathered_weights=-gathered(parts, False), optimizer=update_bytes(parts))),
@@ -132,13 +147,12 @@ def _plans(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
     """Drawing plans: the larger of reading all prompts and of drawing with the cache at its full length."""
     arch, rows = parts.arch, parts.work.rollout_rows
     read, _ = parts.work.prefill_rows(parts.work.chunks[0])
-    # The cache has room for the longest plan that is allowed, whatever is drawn.
     return _larger(
         base.plus(
             KV_cache=kv_cache_bytes(arch, read, lengths.prompt), activations=forward_bytes(arch, read, lengths.prompt)
         ),
         base.plus(
-            KV_cache=kv_cache_bytes(arch, rows, lengths.prompt + lengths.plan_capacity),
+            KV_cache=0 if parts.caches_stay else final_caches(parts, lengths)[0],
             logits=draw_bytes(rows, False, arch.vocab),
         ),
     )
@@ -148,11 +162,11 @@ def _images(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
     """Drawing images, likewise; guidance doubles the rows."""
     arch, work = parts.arch, parts.work
     _, read = work.prefill_rows(work.chunks[0])
-    context, rows = lengths.image_context, work.rollout_rows * work.cfg_factor
+    context = lengths.image_context
     return _larger(
         base.plus(KV_cache=kv_cache_bytes(arch, read, context), activations=forward_bytes(arch, read, context)),
         base.plus(
-            KV_cache=kv_cache_bytes(arch, rows, context + work.image_tokens),
+            KV_cache=0 if parts.caches_stay else final_caches(parts, lengths)[1],
             logits=draw_bytes(work.rollout_rows, work.guided, arch.codes),
         ),
     )

@@ -82,9 +82,18 @@ def make_plan(cfg: DictConfig) -> Plan:
     raw = OmegaConf.to_container(strategy, resolve=True) if isinstance(strategy, DictConfig) else strategy
     sharding = read_sharding(raw, devices)
     make = instantiate(cfg.optimizer)
+    accelerated = str(cfg.trainer.accelerator) != "cpu"
     # torch chooses foreach by itself on an accelerator alone.
-    cost = optimizer_cost(make, optimizer_dtype(arch, sharding), foreach=str(cfg.trainer.accelerator) != "cpu")
-    parts = Parts(arch, work, sharding, cost, read_rewards(cfg, work.rows), assumed.gather_for_rollout)
+    cost = optimizer_cost(make, optimizer_dtype(arch, sharding), foreach=accelerated)
+    parts = Parts(
+        arch,
+        work,
+        sharding,
+        cost,
+        read_rewards(cfg, work.rows),
+        assumed.gather_for_rollout,
+        caches_stay=accelerated and cfg.rollout.decoding != "eager" and sharding.whole,
+    )
     limits, mean = (find(cfg.model, work.cot, assumed) for find in (limit_lengths, mean_lengths))
     return Plan(
         device=device,

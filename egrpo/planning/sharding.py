@@ -58,6 +58,11 @@ class Sharding:
     devices: int = 1
     says: str = "one device holds everything"
 
+    @property
+    def whole(self) -> bool:
+        """Every device has all weights, all the time."""
+        return self.parameters == 1 and not self.offload_parameters
+
 
 def read_sharding(strategy: Any, devices: int) -> Sharding:
     """From the trainer's `strategy` as it is configured: a name that Lightning knows, or a mapping with `_target_`.
