@@ -14,6 +14,8 @@ from egrpo.benchmarks.items import FolderError, Item, Problem, check_images, in_
 from egrpo.benchmarks.items import write_image as _write_image
 from egrpo.benchmarks.results import Result, Scores, by_prompt, with_overall
 from egrpo.benchmarks.table import TableLayout
+from egrpo.data import read_prompts
+from egrpo.paths import resolve
 from egrpo.rewards.base import Reward
 from egrpo.rewards.measuring import measure
 
@@ -68,6 +70,7 @@ class FolderBenchmark:
         scorers: Name -> method.
         scored_by: Category -> name of its scorer; categories that are left out are not scored here.
         weights: Category -> share of the overall score; empty = there is none.
+        equal_weights: The overall score is the plain mean over the categories in `expected`; excludes `weights`.
         expected: Category -> number of prompts in the whole official set, told where fewer are scored.
         batch_size: Images held in memory at once.
     """
@@ -81,12 +84,15 @@ class FolderBenchmark:
         scorers: Mapping[str, Scorer] | None = None,
         scored_by: Mapping[str, str] | None = None,
         weights: Mapping[str, float] | None = None,
+        equal_weights: bool = False,
         expected: Mapping[str, int] | None = None,
         batch_size: int = 64,
     ):
         if batch_size < 1:
             raise ValueError(f"benchmark.batch_size={batch_size}: give at least 1")
         self.table, self.weights, self.expected = table, dict(weights or {}), dict(expected or {})
+        if equal_weights:
+            self.weights = {category: 1 / len(self.expected) for category in self.expected}
         self.scorers, self.scored_by = dict(scorers or {}), dict(scored_by or {})
         unknown = sorted(set(self.scored_by.values()) - set(self.scorers))
         if unknown:
@@ -201,8 +207,6 @@ class PromptBenchmark(FolderBenchmark):
 
     def items(self) -> list[Item]:
         """Every prompt: `images/{line:05d}_{k:02d}.png`, lines counted from 0 over the whole file."""
-        from egrpo.data import read_prompts
-
         items = []
         for number, record in enumerate(read_prompts(self.prompts)):
             category = record.to_dict().get(self.category_key)
@@ -232,6 +236,20 @@ class PromptBenchmark(FolderBenchmark):
     def read_back(self, folder: Path) -> Scores:
         """There is no other evaluator: what was scored here."""
         return Scores.load(folder)
+
+
+def prompt_source(prompts: str | Path | None, what: str) -> Path:
+    """The user's file or folder of prompts.
+
+    Raises:
+        ValueError: none is named, or it does not exist.
+    """
+    if not prompts:
+        raise ValueError(f"no prompts are named: give your copy of {what} with benchmark.prompts=PATH")
+    path = resolve(prompts)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: name your copy of {what} with benchmark.prompts=PATH")
+    return path
 
 
 def by_category(items: Sequence[Item]) -> dict[str, list[Item]]:

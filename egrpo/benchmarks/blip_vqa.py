@@ -133,7 +133,7 @@ def scorer_folder(path: str | Path, name: str) -> Path:
     folder = resolve(path)
     if not path or not (folder / "config.json").is_file():
         raise ValueError(
-            f"the scorer {name} finds no model in {str(path)!r} (no config.json): save it there with transformers, and "
-            f"name the folder with benchmark.models.{name}=FOLDER"
+            f"the scorer {name} finds no model in {str(path)!r} (no config.json): save it there with transformers, or "
+            "name its folder with benchmark.scorers.NAME.reward.path=FOLDER (all at once: reward_models=...)"
         )
     return folder

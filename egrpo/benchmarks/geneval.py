@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from egrpo.benchmarks.base import FolderBenchmark
+from egrpo.benchmarks.base import FolderBenchmark, prompt_source
 from egrpo.benchmarks.items import Item, Problem
 from egrpo.benchmarks.result_files import json_lines, require_all
 from egrpo.benchmarks.results import Scores
-from egrpo.paths import resolve
 from egrpo.types import PromptRecord
 
 RESULTS = "results.jsonl"
@@ -36,11 +35,11 @@ class GenEval(FolderBenchmark):
 
     name = "geneval"
 
-    def __init__(self, prompts: str | Path, *, images_per_prompt: int = 4, method: str = "GenEval", **settings):
+    def __init__(self, prompts: str | Path | None, *, images_per_prompt: int = 4, method: str = "GenEval", **settings):
         super().__init__(**settings)
         if images_per_prompt < 1:
             raise ValueError(f"benchmark.images_per_prompt={images_per_prompt}: give at least 1")
-        self.prompts, self.images_per_prompt, self.method = resolve(prompts), images_per_prompt, method
+        self.prompts, self.images_per_prompt, self.method = prompts, images_per_prompt, method
 
     def items(self) -> list[Item]:
         """Every line: `{line:05d}/samples/{k:04d}.png`, its metadata beside it, and `grid.png`.
@@ -48,12 +47,10 @@ class GenEval(FolderBenchmark):
         Raises:
             ValueError: the file is not there, or a line is not GenEval's metadata; the message names the line.
         """
-        if not self.prompts.is_file():
-            raise ValueError(
-                f"{self.prompts} is no file: name your copy of GenEval's prompts/evaluation_metadata.jsonl with "
-                "benchmark.prompts=FILE"
-            )
-        lines = [line for line in self.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        source = prompt_source(self.prompts, "GenEval's prompts/evaluation_metadata.jsonl")
+        if not source.is_file():
+            raise ValueError(f"{source} is no file: name GenEval's evaluation_metadata.jsonl inside it")
+        lines = [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{self.prompts} holds no prompts: name GenEval's evaluation_metadata.jsonl")
         return [self._item(number, line) for number, line in enumerate(lines)]

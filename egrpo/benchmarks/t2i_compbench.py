@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from egrpo.benchmarks.base import FolderBenchmark, by_category
+from egrpo.benchmarks.base import FolderBenchmark, by_category, prompt_source
 from egrpo.benchmarks.items import OWN, Item
 from egrpo.benchmarks.result_files import first_of, numbered_scores
 from egrpo.benchmarks.results import Result, Scores
-from egrpo.paths import resolve
 from egrpo.types import PromptRecord
 
 LONGEST_NAME = 255  # bytes of a file name on common file systems
@@ -76,7 +75,7 @@ class T2ICompBench(FolderBenchmark):
 
     def __init__(
         self,
-        prompts: str | Path,
+        prompts: str | Path | None,
         *,
         categories: Sequence[str],
         official: Mapping[str, OfficialFile],
@@ -87,7 +86,7 @@ class T2ICompBench(FolderBenchmark):
         super().__init__(**settings)
         if images_per_prompt < 1:
             raise ValueError(f"benchmark.images_per_prompt={images_per_prompt}: give at least 1")
-        self.prompts, self.categories = resolve(prompts), list(categories)
+        self.prompts, self.categories = prompts, list(categories)
         self.images_per_prompt, self.official, self.three_in_one = images_per_prompt, dict(official), three_in_one
 
     def items(self) -> list[Item]:
@@ -98,15 +97,18 @@ class T2ICompBench(FolderBenchmark):
         """
         items = []
         for category in self.categories:
-            path = self.prompts / f"{category}_val.txt"
+            path = self._folder() / f"{category}_val.txt"
             if path.is_file():
                 items += self._category(category, prompt_lines(path))
         if not items:
             raise ValueError(
-                f"{self.prompts} has none of {', '.join(f'{c}_val.txt' for c in self.categories)}: name your copy of "
+                f"{self._folder()} has none of {', '.join(f'{c}_val.txt' for c in self.categories)}: name your copy of "
                 "T2I-CompBench's examples/dataset with benchmark.prompts=FOLDER"
             )
         return items
+
+    def _folder(self) -> Path:
+        return prompt_source(self.prompts, "T2I-CompBench's examples/dataset")
 
     def _category(self, category: str, prompts: Sequence[str]) -> list[Item]:
         items = []
@@ -145,8 +147,8 @@ class T2ICompBench(FolderBenchmark):
         names = (three.attribute, three.spatial, three.action)
         parts = [self.image_scores(folder, name, items) for name in names]
         lacking = {
-            "spatial": three_in_one_lines(self.prompts / three.without_spatial),
-            "action": three_in_one_lines(self.prompts / three.without_action),
+            "spatial": three_in_one_lines(self._folder() / three.without_spatial),
+            "action": three_in_one_lines(self._folder() / three.without_action),
         }
         prompts = [item.prompt for item in items for _ in item.files]
         values = [

@@ -9,18 +9,17 @@ verified set has one score, 0 or 1.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from egrpo.benchmarks.base import FolderBenchmark, by_category
+from egrpo.benchmarks.base import FolderBenchmark, by_category, prompt_source
 from egrpo.benchmarks.items import OWN, Item
 from egrpo.benchmarks.judge import ChatJudge, Question
 from egrpo.benchmarks.result_files import json_lines, number_of, require_all
 from egrpo.benchmarks.results import Result, Scores
 from egrpo.benchmarks.rubric import Rubric
-from egrpo.paths import resolve
 from egrpo.types import PromptRecord
 
 KEYS = ("Prompt", "Explanation", "Category", "Subcategory", "prompt_id")
@@ -35,7 +34,7 @@ class Wise(FolderBenchmark):
         parts: Category -> its first and last prompt_id.
         rubric: What is asked of the judge and how its answers make a score.
         official: Name of the official judge in the table.
-        judge: Any server of OpenAI's chat completions; None = nothing is scored here.
+        judge: Makes the client of a server of OpenAI's chat completions; called when something is scored.
         stand_in: In what our judging differs from the official one.
         settings: Those of `FolderBenchmark`.
     """
@@ -44,18 +43,18 @@ class Wise(FolderBenchmark):
 
     def __init__(
         self,
-        prompts: str | Path,
+        prompts: str | Path | None,
         *,
         parts: Mapping[str, Sequence[int]],
         rubric: Rubric,
         official: str,
-        judge: ChatJudge | None = None,
+        judge: Callable[[], ChatJudge],
         stand_in: str = "",
         name: str = "wise",
         **settings,
     ):
         super().__init__(**settings)
-        self.prompts, self.rubric, self.judge = resolve(prompts), rubric, judge
+        self.prompts, self.rubric, self.judge = prompts, rubric, judge
         self.parts = {category: (first, last) for category, (first, last) in parts.items()}
         self.official, self.stand_in, self.name = official, stand_in, name
 
@@ -66,7 +65,8 @@ class Wise(FolderBenchmark):
             ValueError: there are none, one lacks a key, or a prompt_id comes twice or belongs to no part.
         """
         rows: dict[int, Mapping[str, Any]] = {}
-        for path in self._files():
+        source = prompt_source(self.prompts, "WISE's data folder")
+        for path in [source] if source.is_file() else sorted(source.glob("*.json")):
             for row in _prompt_rows(path):
                 number = row["prompt_id"]
                 if number in rows and dict(rows[number]) != dict(row):
@@ -74,13 +74,10 @@ class Wise(FolderBenchmark):
                 rows[number] = row
         if not rows:
             raise ValueError(
-                f"{self.prompts} holds no WISE prompts (JSON lists of {', '.join(KEYS)}): name your copy of WISE's "
-                "data folder with benchmark.prompts=FOLDER"
+                f"{source} holds no WISE prompts (JSON lists of {', '.join(KEYS)}): name your copy of WISE's data "
+                "folder with benchmark.prompts=FOLDER"
             )
         return [self._item(number, rows[number]) for number in sorted(rows)]
-
-    def _files(self) -> list[Path]:
-        return [self.prompts] if self.prompts.is_file() else sorted(self.prompts.glob("*.json"))
 
     def _item(self, number: int, row: Mapping[str, Any]) -> Item:
         extra = {key: value for key, value in row.items() if key != "Prompt"}
@@ -96,22 +93,18 @@ class Wise(FolderBenchmark):
         """Asks the judge about every image; answers are kept in `egrpo/judge`, so that a stopped run goes on there.
 
         Raises:
-            ValueError: there is no judge, or some images got no usable answer; the message says how to go on.
+            ValueError: the judge's settings are wrong, or some images got no usable answer; it says how to go on.
         """
-        if self.judge is None:
-            raise ValueError(
-                f"{self.name} needs a judge: set benchmark.judge.base_url=http://HOST:PORT/v1 and "
-                "benchmark.judge.model=NAME, or score with the official evaluator and read its results back"
-            )
+        judge = self.judge()
         self.require(folder)
         items = self.items()
         questions = [
             Question(item.key, self.rubric.question(item.prompt, item.record.extra["Explanation"]), item.files[0])
             for item in items
         ]
-        answers, bill = self.judge.ask(folder, questions, self.rubric.read, folder / OWN / "judge")
+        answers, bill = judge.ask(folder, questions, self.rubric.read, folder / OWN / "judge")
         values = {key: self.rubric.value(scores) for key, scores in answers.items()}
-        scores = self.scores(self._results(items, values, self.judge.model, self.stand_in))
+        scores = self.scores(self._results(items, values, judge.model, self.stand_in))
         return Scores(self.name, scores.results, scores.overall, {"judge": asdict(bill)})
 
     def read_back(self, folder: Path) -> Scores:
