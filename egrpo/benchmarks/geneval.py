@@ -80,8 +80,8 @@ class GenEval(FolderBenchmark):
         names = sorted(p.name for p in folder.glob("*") if p.is_dir() and p.name.isdigit()) if folder.is_dir() else []
         strange = [name for name in names if name not in wanted]
         fault = f"belongs to no prompt (one of {len(strange)}), and the official evaluator would read it"
-        problems = [Problem(f"{strange[0]}/", fault, "delete it, or name the prompts it was made from")]
-        return super().check(folder) + (problems if strange else [])
+        mend = "delete it, or name the prompts it was made from"
+        return super().check(folder) + [Problem(f"{name}/", fault, mend) for name in strange[:1]]
 
     def read_back(self, folder: Path) -> Scores:
         """The official `results.jsonl`, which belongs into the folder.

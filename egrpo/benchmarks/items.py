@@ -13,6 +13,7 @@ from PIL import Image
 from egrpo.types import PromptRecord
 
 OWN = "egrpo"  # folder for what official evaluators must not see: manifest, answers of judges, files being written
+PNG_END = b"IEND"
 SHOWN = 20  # problems that a message lists
 
 
@@ -113,6 +114,8 @@ def image_fault(path: Path) -> str:
     try:
         with Image.open(path) as image:
             image.load()
+            if image.format == "PNG" and PNG_END not in path.read_bytes()[-64:]:
+                return "ends before its end, perhaps it is half-written"  # PIL reads on where pixels are complete
     except FileNotFoundError:
         return "is not there"
     except (OSError, SyntaxError, ValueError) as error:  # PIL tells broken PNGs by SyntaxError too
