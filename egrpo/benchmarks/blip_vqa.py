@@ -95,32 +95,35 @@ class BlipVQA:
         return scores
 
     def _ask(self, images: list[Image.Image], first: int, pairs: list[tuple[int, str]]) -> Tensor:
-        """p(yes) / (p(yes) + p(no)) for pairs of image (its row, counted from `first`) and question; [pairs]."""
+        """p(yes) / (p(yes) + p(no)) for pairs of image (its row, counted from `first`) and question; [pairs].
+
+        Only questions of one length go together: transformers' decoder looks at padding, whatever the mask.
+        """
         pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
-        found, model = [], self._model
+        texts = [text for _, text in pairs]
+        questions = self.tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
+        by_length: dict[int, list[int]] = {}
+        for place, ids in enumerate(questions):
+            by_length.setdefault(len(ids), []).append(place)
+        found, model = torch.zeros(len(pairs)), self._model
         with self.placement():
             seen = model.vision_model(pixel_values=pixels.to(self.placement.device, self.placement.dtype))[0]
-            for start in range(0, len(pairs), self.batch_size):
-                part = pairs[start : start + self.batch_size]
-                owners = torch.tensor([row - first for row, _ in part], device=seen.device)
-                found.append(self._answers(model, seen[owners], [text for _, text in part]))
-        return torch.cat(found)
+            for places in by_length.values():
+                for start in range(0, len(places), self.batch_size):
+                    part = places[start : start + self.batch_size]
+                    owners = torch.tensor([pairs[place][0] - first for place in part], device=seen.device)
+                    ids = torch.tensor([questions[place] for place in part], device=seen.device)
+                    found[part] = self._answers(model, seen[owners], ids)
+        return found
 
-    def _answers(self, model: Any, seen: Tensor, texts: list[str]) -> Tensor:
-        """[M, patches, D] and M questions -> [M] float32 on the CPU."""
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-        ids, mask = tokens["input_ids"].to(seen.device), tokens["attention_mask"].to(seen.device)
+    def _answers(self, model: Any, seen: Tensor, ids: Tensor) -> Tensor:
+        """[M, patches, D] and M questions of T tokens [M, T] -> [M] float32 on the CPU."""
         ids[:, 0] = self.enc
         asked = model.text_encoder(
-            input_ids=ids,
-            attention_mask=mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
-        )[0]
-        starts = torch.full((len(texts), 1), self.dec, device=seen.device)
-        logits = model.text_decoder(
-            input_ids=starts, encoder_hidden_states=asked, encoder_attention_mask=mask, return_dict=True
-        ).logits[:, 0]
+            input_ids=ids, attention_mask=torch.ones_like(ids), encoder_hidden_states=seen, return_dict=True
+        ).last_hidden_state
+        starts = torch.full((len(ids), 1), self.dec, device=seen.device)
+        logits = model.text_decoder(input_ids=starts, encoder_hidden_states=asked, return_dict=True).logits[:, 0]
         return torch.sigmoid(logits[:, self.yes].float() - logits[:, self.no].float()).cpu()
 
 
