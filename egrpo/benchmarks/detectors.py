@@ -56,11 +56,23 @@ class SpatialScore:
     Args:
         path: Directory of the detector.
         parser: Of nouns: "spacy", "rules" or "auto".
-        settings: Those of `GroundingDinoReward`.
+        threshold: Score above which a detection counts.
+        device, dtype, batch_size, offload: As `GroundingDinoReward` has them.
     """
 
-    def __init__(self, path: str | Path, *, parser: str = "auto", **settings: Any):
-        self.detector, self.parser = Detector(path, **settings), load_parser(parser)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        parser: str = "auto",
+        threshold: float = 0.3,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 32,
+        offload: bool = False,
+    ):
+        settings: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "offload": offload}
+        self.detector, self.parser = Detector(path, threshold=threshold, **settings), load_parser(parser)
         self.note = "nouns by rules, officially by spaCy" if self.parser.note else ""
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
@@ -98,8 +110,12 @@ class GenEvalVerdict:
         clip: str | Path,
         threshold: float = 0.3,
         counting_threshold: float = 0.3,
-        **settings: Any,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 32,
+        offload: bool = False,
     ):
+        settings: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "offload": offload}
         self.detector = Detector(path, threshold=min(threshold, counting_threshold), **settings)
         self.colors = ColorNamer(CLIPScore(clip, **settings), COLORS)
         self.threshold, self.counting_threshold = threshold, counting_threshold
