@@ -139,6 +139,18 @@ class T2ICompBench(FolderBenchmark):
             path.write_text(text, encoding="utf-8")
             log.warning("%d prompts do not fit into file names; %s says how each is read", len(rows), path)
 
+    def score(self, folder: Path) -> Scores:
+        """See `Benchmark`; lists that 3-in-1 lacks are told before anything is scored."""
+        if self.three_in_one and any(item.category == "complex" for item in self.items()):
+            self._lists(self.three_in_one)
+        return super().score(folder)
+
+    def _lists(self, three: ThreeInOne) -> dict[str, set[str]]:
+        return {
+            "without_spatial": three_in_one_lines(self._folder() / three.without_spatial),
+            "without_action": three_in_one_lines(self._folder() / three.without_action),
+        }
+
     def score_category(self, folder: Path, category: str, items: Sequence[Item]) -> Result:
         """One category by its scorer, `complex` by three."""
         if category != "complex" or self.three_in_one is None:
@@ -146,15 +158,9 @@ class T2ICompBench(FolderBenchmark):
         three = self.three_in_one
         names = (three.attribute, three.spatial, three.action)
         parts = [self.image_scores(folder, name, items) for name in names]
-        lacking = {
-            "spatial": three_in_one_lines(self._folder() / three.without_spatial),
-            "action": three_in_one_lines(self._folder() / three.without_action),
-        }
+        lists = self._lists(three)
         prompts = [item.prompt for item in items for _ in item.files]
-        values = [
-            three_in_one(prompt, *scores, without_action=lacking["action"], without_spatial=lacking["spatial"])
-            for prompt, *scores in zip(prompts, *parts, strict=True)
-        ]
+        values = [three_in_one(prompt, *scores, **lists) for prompt, *scores in zip(prompts, *parts, strict=True)]
         told = [self.told(name)[1] for name in names]
         return self.result(
             category, items, values, "3-in-1", "; ".join(dict.fromkeys(t for t in [three.stand_in, *told] if t))
