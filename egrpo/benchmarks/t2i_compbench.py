@@ -145,11 +145,11 @@ class T2ICompBench(FolderBenchmark):
             self._lists(self.three_in_one)
         return super().score(folder)
 
-    def _lists(self, three: ThreeInOne) -> dict[str, set[str]]:
-        return {
-            "without_spatial": three_in_one_lines(self._folder() / three.without_spatial),
-            "without_action": three_in_one_lines(self._folder() / three.without_action),
-        }
+    def _lists(self, three: ThreeInOne) -> tuple[set[str], set[str]]:
+        """Prompts without an action, and prompts without a spatial relation."""
+        names = (three.without_action, three.without_spatial)
+        action, spatial = (three_in_one_lines(self._folder() / name) for name in names)
+        return action, spatial
 
     def score_category(self, folder: Path, category: str, items: Sequence[Item]) -> Result:
         """One category by its scorer, `complex` by three."""
@@ -158,9 +158,12 @@ class T2ICompBench(FolderBenchmark):
         three = self.three_in_one
         names = (three.attribute, three.spatial, three.action)
         parts = [self.image_scores(folder, name, items) for name in names]
-        lists = self._lists(three)
+        action, spatial = self._lists(three)
         prompts = [item.prompt for item in items for _ in item.files]
-        values = [three_in_one(prompt, *scores, **lists) for prompt, *scores in zip(prompts, *parts, strict=True)]
+        values = [
+            three_in_one(prompt, *scores, without_action=action, without_spatial=spatial)
+            for prompt, *scores in zip(prompts, *parts, strict=True)
+        ]
         told = [self.told(name)[1] for name in names]
         return self.result(
             category, items, values, "3-in-1", "; ".join(dict.fromkeys(t for t in [three.stand_in, *told] if t))

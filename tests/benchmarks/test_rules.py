@@ -33,6 +33,8 @@ def no_colors(objects, name):
         ((0, 0, 20, 20), (80, 80, 100, 100), {"left of", "above"}),
         ((39, 40, 59, 60), MIDDLE, set()),  # 1 pixel, less than a tenth of both widths
         ((36, 40, 56, 60), MIDDLE, set()),  # 4 pixels: exactly the margin
+        ((32.5, 40, 52.5, 60), MIDDLE, set()),  # 7.5 pixels: beyond the margin by less than half of it
+        ((31.5, 40, 51.5, 60), MIDDLE, {"left of"}),  # 8.5 pixels: 4.5 beyond, more than half
         (MIDDLE, MIDDLE, set()),
         # 45 to the left, 30 up, margin 4: 41/54.08 and 26/54.08, of which only the first exceeds a half
         ((0, 40, 20, 60), (45, 70, 65, 90), {"left of"}),

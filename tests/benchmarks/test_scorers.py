@@ -16,6 +16,7 @@ from egrpo.benchmarks.blip_vqa import BlipVQA
 from egrpo.benchmarks.clip_score import CLIPScore, ColorNamer, cut
 from egrpo.benchmarks.detectors import Detector, GenEvalVerdict, SpatialScore
 from egrpo.benchmarks.language import RuleParser
+from egrpo.rewards.detection_rules import Detection
 from egrpo.types import PromptRecord
 from tests.benchmarks.pieces import COMPLEX, benchmark, fill, t2i_prompts
 
@@ -203,6 +204,16 @@ def test_the_detector_finds_what_is_drawn_in_pixels(drawn):
     assert [len(found[name]) for name in ("red circle", "blue triangle", "green cross")] == [1, 1, 0]
     left, right = found["red circle"][0].box, found["blue triangle"][0].box
     assert 0 <= left[0] < left[2] <= 24 <= right[0] < right[2] <= 48
+
+
+def test_of_what_is_found_twice_the_surest_stays(drawn, monkeypatch):
+    detector = Detector(DETECTOR)
+    boxes = [([0.3, 0.5, 0.2, 0.2], 0.5), ([0.31, 0.5, 0.2, 0.2], 0.9), ([0.7, 0.5, 0.2, 0.2], 0.7)]
+    twice = [Detection("circle", box, score) for box, score in boxes]
+    monkeypatch.setattr(detector.model, "detect", lambda images, records: [twice])
+    (found,) = detector([drawn], [["circle"]])
+    assert [f.score for f in found["circle"]] == [0.9, 0.7]
+    assert found["circle"][0].box == pytest.approx((0.21 * 48, 0.4 * 48, 0.41 * 48, 0.6 * 48))
 
 
 def test_spatial_scores_follow_the_drawing(drawn):
