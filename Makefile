@@ -39,8 +39,8 @@ check-python:
 train: $(STAMP) ## Train; overrides in ARGS, e.g. make train ARGS="seed=1 trainer.max_steps=20"
 	$(BIN)/python -m egrpo.train +experiment=shapes_eg_grpo $(ARGS)
 
-test: $(STAMP) ## Run the fast tests; pytest arguments in ARGS
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(STAMP) ## Run the fast tests, on up to four cores; pytest arguments in ARGS
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests; pytest arguments in ARGS
 	$(BIN)/python -m pytest -m slow $(ARGS)
