@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from egrpo.checkpoints import find_checkpoint
 from egrpo.entry import run
-from egrpo.policies import policy_of_run, run_config
+from egrpo.policies import policy_of_run, run_config, save_settings
 
 
 def export(cfg: DictConfig) -> None:
@@ -18,6 +18,7 @@ def export(cfg: DictConfig) -> None:
     checkpoint = find_checkpoint(folder, cfg.checkpoint)
     policy = policy_of_run(folder, checkpoint)
     policy.export(cfg.target)
+    save_settings(folder, Path(cfg.target))
     print(f"exported {checkpoint}")
     print(cfg.target)
 

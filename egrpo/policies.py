@@ -15,6 +15,7 @@ from egrpo.checkpoints import check_checkpoint, find_checkpoint, load_policy_wei
 from egrpo.policy import JanusPolicy
 
 RUN_DEPTH = 3  # folders above a checkpoint in which its run is looked for: RUN/checkpoints/last.ckpt
+EXPORTED = "egrpo.yaml"  # beside an export's weights: how the run's model and rollout were set
 KEPT = ("decoding",)  # a run may have been trained elsewhere, and this changes nothing that is drawn
 
 
@@ -27,7 +28,8 @@ def load_policy(
         model: A node as conf/model has it. Its `path` is a folder that transformers loads (an export, say),
             `package:...`, or a name on the hub.
         ckpt_path: The folder of a run, whose last checkpoint is taken, or a checkpoint inside one, written by any
-            strategy. The model is then that of the run's own config.yaml, with the trained weights; None = as it is.
+            strategy, or an export of one. The model is then set as the run's own config.yaml says, with the trained
+            weights; None = `model` as it is.
         given: Names in `model` that take the place of the run's own ("templates", "path"; see `given_settings`);
             `KEPT` always do.
 
@@ -37,18 +39,37 @@ def load_policy(
     """
     if ckpt_path is None:
         return built(model)
+    changed = _picked(model, [*KEPT, *given])
+    if is_export(ckpt_path):
+        return built(_changed(_read_settings(Path(ckpt_path) / EXPORTED).model, {**changed, "path": str(ckpt_path)}))
     folder, checkpoint = run_of(ckpt_path)
-    return policy_of_run(folder, checkpoint, _picked(model, [*KEPT, *given]))
+    return policy_of_run(folder, checkpoint, changed)
 
 
 def policy_of_run(folder: Path, checkpoint: Path, changed: Mapping[str, Any] | None = None) -> JanusPolicy:
     """The policy of a run's config.yaml with a checkpoint's weights; `changed`: dotted name -> other setting."""
-    node = run_config(folder).model
-    for name, value in (changed or {}).items():
-        OmegaConf.update(node, name, value, merge=False, force_add=True)
-    policy = built(node)
+    policy = built(_changed(run_config(folder).model, changed or {}))
     load_policy_weights(policy, checkpoint)
     return policy
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether it is the folder of a run's export, which tells how its model is set."""
+    return (Path(path) / EXPORTED).is_file()
+
+
+def save_settings(folder: Path, target: Path) -> None:
+    """Leaves beside an export how the run in `folder` set its model, whose adapter is merged, and drew its samples."""
+    cfg = run_config(folder)
+    model = _changed(cfg.model, {"path": ".", "adapter": None})
+    OmegaConf.save({"model": model, "rollout": cfg.get("rollout") or {}}, target / EXPORTED)
+
+
+def trained_settings(ckpt_path: str | Path) -> dict[str, Any]:
+    """How the run of a checkpoint or an export drew its samples: cot, cfg_weight, temperature, ..."""
+    cfg = _read_settings(Path(ckpt_path) / EXPORTED) if is_export(ckpt_path) else run_config(run_of(ckpt_path)[0])
+    found = OmegaConf.to_container(cfg.get("rollout") or OmegaConf.create({}), resolve=True)
+    return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def built(model: DictConfig | Mapping[str, Any]) -> JanusPolicy:
@@ -86,10 +107,7 @@ def run_config(folder: Path) -> DictConfig:
     """
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is not the folder of a run (no config.yaml in it)")
-    cfg = OmegaConf.load(folder / "config.yaml")
-    if not isinstance(cfg, DictConfig) or "_target_" not in (cfg.get("model") or {}):
-        raise ValueError(f"{folder} is not the folder of a training run (its config.yaml names no model)")
-    return cfg
+    return _read_settings(folder / "config.yaml")
 
 
 def given_settings(overrides: Sequence[str]) -> list[str]:
@@ -109,6 +127,19 @@ def model_hash(policy: JanusPolicy) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _read_settings(path: Path) -> DictConfig:
+    cfg = OmegaConf.load(path)
+    if not isinstance(cfg, DictConfig) or "_target_" not in (cfg.get("model") or {}):
+        raise ValueError(f"{path.parent} is not the folder of a training run (its {path.name} names no model)")
+    return cfg
+
+
+def _changed(node: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+    for name, value in settings.items():
+        OmegaConf.update(node, name, value, merge=False, force_add=True)
+    return node
 
 
 def _picked(model: DictConfig | Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from egrpo.export import export
-from egrpo.policies import given_settings, load_policy, model_hash, run_of
+from egrpo.policies import given_settings, load_policy, model_hash, run_of, trained_settings
 from tests.training.conftest import Runs, prompts, runs
 
 __all__ = ["prompts", "runs"]
@@ -64,6 +64,11 @@ def test_an_export_is_the_same_model(trained: Path, tmp_path: Path):
     exported, policy = load_policy({**SHAPES, "path": str(tmp_path)}), load_policy(SHAPES, trained)
     drawn = [p.rollout(["a red circle"], 2, seed=0, step=0, cot=False, cfg_weight=1.0) for p in (exported, policy)]
     assert torch.allclose(drawn[0].image.logps, drawn[1].image.logps, atol=1e-4)
+    itself = load_policy(SHAPES, tmp_path)
+    assert model_hash(itself) == model_hash(exported)
+    assert itself.templates.reasoning == "Plan: {prompt}" and itself.max_plan_tokens == 6
+    assert trained_settings(tmp_path) == trained_settings(trained)
+    (tmp_path / "egrpo.yaml").unlink()
     with pytest.raises(ValueError, match=r"a model, not a run; load it with model\.path="):
         load_policy(SHAPES, tmp_path)
 
