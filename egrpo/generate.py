@@ -31,7 +31,7 @@ def generate(cfg: DictConfig) -> None:
     trained = trained_settings(cfg.ckpt_path) if cfg.ckpt_path else {}
     policy = load_policy(cfg.model, cfg.ckpt_path, given=given_settings(overrides()))
     settings = chosen(policy, cfg.seed, cfg.rollout, trained)
-    policy.to(pick_device(cfg.device))
+    policy.to(pick_device(cfg.model_device))
     if str(cfg.shard).startswith("1/"):  # one of the parts that share the folder
         save_config(cfg, folder)
     print(f"{len(requests)} images into {folder} (after a stop, hydra.run.dir={folder} goes on)", flush=True)

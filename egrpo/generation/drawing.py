@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from egrpo.generation.requests import Request
 from egrpo.images import to_images
 from egrpo.policies import model_hash
 from egrpo.policy import JanusPolicy
+from egrpo.policy.drawing import Drawing
 from egrpo.policy.randomness import EVALUATION_STEP
 
 DECODE_BATCH = 4  # images decoded at once, spare ones among them: as fast as more on a CPU, and few are spare
@@ -32,7 +34,7 @@ class DrawSettings:
         top_p: Draws from the fewest tokens that hold this much probability; None = all.
 
     Raises:
-        ValueError: a setting is of the wrong type.
+        ValueError: a setting is of the wrong type, or out of range.
     """
 
     seed: int = 0
@@ -47,11 +49,16 @@ class DrawSettings:
             raise ValueError(f"seed={self.seed}: give a whole number")
         if not isinstance(self.cot, bool):
             raise ValueError(f"cot={self.cot}: give on or off (True or False in Python)")
-        for name in ("cfg_weight", "temperature"):
+        for name in ("cfg_weight", "temperature", "top_p"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool):
+            if name == "top_p" and value is None:
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"{name}={value}: give a number")
             object.__setattr__(self, name, float(value))
+        if self.top_k is not None and (not isinstance(self.top_k, int) or isinstance(self.top_k, bool)):
+            raise ValueError(f"top_k={self.top_k}: give a whole number, or null for all tokens")
+        Drawing(self.temperature, top_k=self.top_k, top_p=self.top_p, cfg_weight=self.cfg_weight)  # knows the ranges
 
 
 def chosen(
@@ -128,11 +135,7 @@ class Picture:
 def draw(
     policy: JanusPolicy, requests: Sequence[Request], settings: DrawSettings, about: Mapping[str, str]
 ) -> list[Picture]:
-    """The images of some requests, drawn at once. Each is set by its prompt, index and the settings.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
+    """The images of some requests, drawn at once. Each is set by its prompt, index and the settings."""
     policy.decode_evenly, policy.decode_batch = True, min(policy.decode_batch, DECODE_BATCH)
     drawn = policy.rollout(
         [request.prompt for request in requests],

@@ -8,10 +8,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from egrpo.data import read_prompts
 from egrpo.data.records import faults_of, record_of
+from egrpo.paths import resolve
 from egrpo.types import PromptRecord
 
 PLAIN: dict[str, Any] = {"nouns": [], "task_type": "non"}  # of a prompt about which nothing else is known
@@ -59,6 +61,11 @@ def prompt_records(prompts: Any) -> list[PromptRecord]:
     if isinstance(prompts, str):
         if not prompts.strip():
             raise ValueError("prompts= is empty: give a file, or a list such as prompts='[\"a red circle\"]'")
+        if not resolve(prompts).exists():
+            told = (
+                f"there is no such file seen from {Path.cwd()}; a list of texts is written prompts='[\"a red circle\"]'"
+            )
+            raise ValueError(f"prompts={prompts}: {told}")
         return read_prompts(prompts, defaults=PLAIN)
     if not isinstance(prompts, Sequence) or not prompts:
         raise ValueError(f"prompts={prompts}: give a file, or a list such as prompts='[\"a red circle\"]'")

@@ -29,8 +29,13 @@ def trained(runs, tmp_path_factory) -> Path:
     return folder
 
 
-def test_pictures_are_those_of_the_command(whole):
-    pictures = Generator("shapes", batch_size=5, overrides=["model.max_plan_tokens=6"]).generate(PROMPTS, 3)
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator("shapes", batch_size=5, overrides=["model.max_plan_tokens=6"])
+
+
+def test_pictures_are_those_of_the_command(generator, whole):
+    pictures = generator.generate(PROMPTS, 3)
     rows = [json.loads(line) for line in whole["generations.jsonl"].splitlines()]
     for picture, row in zip(pictures, rows, strict=True):
         told = (picture.prompt, picture.plan, picture.index, picture.seed, picture.truncated)
@@ -84,12 +89,14 @@ def test_settings_are_the_given_the_trained_or_the_models(policy, monkeypatch):
         ({"temperature": "warm"}, "temperature=warm: give a number"),
         ({"temperature": 0}, "temperature must be above 0"),
         ({"top_p": 2}, "top_p=2"),
+        ({"top_k": 1.5}, "top_k=1.5: give a whole number"),
+        ({"cfg_weight": float("nan")}, "cfg_weight=nan: give a number"),
         ({"num_images": 0}, "num_images=0"),
     ],
 )
-def test_settings_that_make_no_sense_are_told(how, told: str):
+def test_settings_that_make_no_sense_are_told(generator, how, told: str):
     with pytest.raises(ValueError, match=told):
-        Generator(overrides=["model.max_plan_tokens=6"]).generate("a red circle", **how)
+        generator.generate("a red circle", **how)
 
 
 @pytest.mark.parametrize("template", ["shapes", "visualize", "world_knowledge"])

@@ -78,7 +78,7 @@ def test_numbers_that_make_no_sense_are_told(count):
         (["a", ""], "entry 2 of the list"),
         (["a", 3], "entry 2 of the list"),
         (["half a \ud83d"], "surrogate"),
-        ("no/such/file.jsonl", "does not exist"),
+        ("no/such/file.jsonl", "there is no such file.*a list of texts is written"),
     ],
 )
 def test_prompts_that_are_none_are_told(prompts, told: str):
