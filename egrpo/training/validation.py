@@ -12,10 +12,10 @@ import numpy as np
 from scipy import stats
 
 from egrpo import distributed
+from egrpo.images import to_images
 from egrpo.policy import JanusPolicy
 from egrpo.rewards import Reward, RewardEnsemble
 from egrpo.rewards.measuring import measure
-from egrpo.training.images import to_images
 from egrpo.training.settings import RolloutSettings
 from egrpo.types import PromptRecord
 
