@@ -6,8 +6,10 @@ that was stopped goes on in its own folder (hydra.run.dir=FOLDER); of a finished
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -45,5 +47,11 @@ def analyze(cfg: DictConfig) -> None:
     print(folder)
 
 
+def _stop(*signal_and_frame: Any) -> None:
+    """Ends like Ctrl-C does: with the processes that were started."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     run(analyze, "analyze")

@@ -56,7 +56,6 @@ def decisive(work: Work) -> dict[str, Any]:
     prompts = json.dumps([record.to_dict() for record in work.prompts], sort_keys=True)
     sampling = {name: value for name, value in asdict(work.sampling).items() if name != "batch_size"}
     return {
-        "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         **asdict(work.sizes),
         "seed": sampling.pop("seed"),
         "rollout": sampling,
@@ -66,6 +65,7 @@ def decisive(work: Work) -> dict[str, Any]:
             name: {"cot": setting.cot, "ckpt_path": setting.ckpt_path, "model": dict(setting.model)}
             for name, setting in work.settings.items()
         },
+        "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),  # last: other keys tell why it changed
     }
 
 

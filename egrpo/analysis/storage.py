@@ -82,7 +82,7 @@ def claim(folder: Path, decisive: Mapping[str, Any]) -> None:
         write_json(path, now)
         return
     before = json.loads(path.read_text())
-    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changed = [name for name in dict.fromkeys([*now, *before]) if before.get(name) != now.get(name)]
     if changed:
         name = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
