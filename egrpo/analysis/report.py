@@ -84,9 +84,7 @@ def render(
         settings={name: study.settings[name] for name in present(records, study)},
         findings=findings,
         tables=all_tables(statistics, study),
-        figures=[
-            (about, None if about.reason else _inline(folder / "figures" / f"{about.name}.png")) for about in drawn
-        ],
+        figures=list(zip(drawn, pictures, strict=True)),
         samples=samples(folder, records, study),
     )
 
