@@ -1,4 +1,4 @@
-"""Entropy and reward while training: maps, histograms and running correlations, a cheap view of what a study measures."""
+"""Entropy and reward while training: maps, histograms, running correlations; a cheap view of what a study measures."""
 
 from __future__ import annotations
 
@@ -105,8 +105,9 @@ class EntropyView(Callback):
             if isinstance(logger, WandbLogger):
                 import wandb
 
-                media: dict[str, Any] = {f"train/tokens_entropy_{n}": wandb.Histogram(v) for n, v in tokens.items()}
-                logger.log_metrics({**media, "train/entropy_maps": wandb.Image(mosaic)}, step=step)
+                media: dict[str, Any] = {"train/entropy_maps": wandb.Image(mosaic)}
+                media |= {f"train/tokens_entropy_{name}": wandb.Histogram(v.tolist()) for name, v in tokens.items()}
+                logger.log_metrics(media, step=step)
             elif isinstance(logger, TensorBoardLogger):
                 for name, values in tokens.items():
                     logger.experiment.add_histogram(f"train/tokens_entropy_{name}", values, step)
