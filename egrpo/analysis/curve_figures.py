@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from egrpo.analysis.study import StudyDescription, TokenReader
-from egrpo.analysis.style import COLUMN, Drawn, legend_below, look, make
+from egrpo.analysis.style import COLUMN, Drawn, legend_outside, look, make
 
 LEAST_SHARE = 0.1  # of the sequences must be as long as a position that is drawn
 CURVES = (("train/reward", "reward"), ("train/entropy_image", "image entropy"), ("train/entropy_text", "plan entropy"))
@@ -47,7 +47,7 @@ def position(figures: Path, records: pd.DataFrame, study: StudyDescription, toke
                 axis.plot(np.arange(1, len(line) + 1), line, **{**style, "marker": None}, label=name)  # type: ignore[arg-type]
             axis.set(xlabel=kind, ylabel="mean entropy")
             axis.set_ylim(bottom=0)
-        legend_below(figure, axes[::-1], min(4, len(study.settings)))
+        legend_outside(figure, axes[::-1], min(4, len(study.settings)))
 
     return make(figures, about, None if told else "there are no tokens", (COLUMN, 0.35 + 1.4 * len(told)), draw)
 
@@ -95,6 +95,6 @@ def training(figures: Path, study: StudyDescription) -> Drawn:
                     axis.plot(steps, smooth, label=name, **style)
             axis.set_ylabel(label)
         axes[-1].set_xlabel("optimizer step")
-        legend_below(figure, axes, 4)
+        legend_outside(figure, axes, 4)
 
     return make(figures, about, None if runs else "no setting names a training run", (COLUMN, 3.6), draw)

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from egrpo.analysis.correlation import SCOPES
 from egrpo.analysis.study import StudyDescription
-from egrpo.analysis.style import COLUMN, HATCHES, MARKERS, Drawn, colour, legend_below, look, make, zero_line
+from egrpo.analysis.style import COLUMN, HATCHES, MARKERS, Drawn, colour, legend_outside, look, make, zero_line
 from egrpo.analysis.variance import LEVELS
 
 Numbers = Mapping[str, Any]
-SCOPE_NAMES = {"all": "over all images", "between": "between prompts", "within": "within prompts"}
+SCOPE_NAMES = {"all": "all images", "between": "between prompts", "within": "within prompts"}
 LEVEL_NAMES = {"prompt": "between prompts", "plan": "between plans", "image": "within a plan"}
 QUANTITIES = {
     "guided_entropy_mean": "mean image entropy",
@@ -115,7 +115,7 @@ def _forest(folder: Path, numbers: Numbers, entropy: str) -> Drawn:
             axis.set_title(f"reward against {QUANTITIES[x]}", loc="left")
             axis.set_xlim(-1.02, 1.02)
         axes[-1].set_xlabel("Pearson's r, 95 % interval")
-        legend_below(figure, axes, 3)
+        legend_outside(figure, axes, 3)
 
     about = Drawn(
         "correlations",
@@ -133,10 +133,12 @@ def _coupling(folder: Path, frames: Mapping[str, pd.DataFrame], numbers: Numbers
     rows = -(-len(named) // 2)
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots(rows, min(2, len(named)), sharex=True, sharey=True, squeeze=False).ravel()
+        axes = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
         together = pd.concat(named.values())
         for axis in axes[len(named) :]:
             axis.axis("off")
+        for axis in axes[len(named) - 2 : len(named)]:
+            axis.tick_params(labelbottom=True)
         for axis, (name, frame) in zip(axes, named.items(), strict=False):
             _density(axis, frame[x].to_numpy(), frame["reward"].to_numpy(), together[x], together["reward"])
             told = numbers["settings"][name]["couplings"][x]
@@ -145,13 +147,13 @@ def _coupling(folder: Path, frames: Mapping[str, pd.DataFrame], numbers: Numbers
                 if slope is not None:
                     ends = np.quantile(frame[x], [0.01, 0.99])
                     fit = frame["reward"].mean() + slope * (ends - frame[x].mean())
-                    axis.plot(ends, fit, line, color="black", linewidth=1.3, label=f"fit {SCOPE_NAMES[scope]}")
+                    axis.plot(ends, fit, line, color="black", linewidth=1.3, label=f"fit, {SCOPE_NAMES[scope]}")
             r = {scope: told[scope]["pearson"]["value"] for scope in ("all", "within")}
             label = ", ".join(f"{'r' if s == 'all' else 'within'} {v:.2f}" for s, v in r.items() if v is not None)
             axis.set_title(f"{name}\n{label}" if label else name)
         figure.supxlabel(QUANTITIES[x], fontsize=7)
         figure.supylabel("reward", fontsize=7)
-        legend_below(figure, axes, 2)
+        legend_outside(figure, axes, 2, "upper")
 
     about = Drawn(
         f"reward_{x}",
@@ -199,7 +201,7 @@ def _stratified(folder: Path, frames: Mapping[str, pd.DataFrame], numbers: Numbe
                 ends = np.array([x.min(), x.max()])
                 axis.plot(ends, y.mean() + slope * (ends - x.mean()), **{**style, "marker": None}, label=name)
         axis.set(xlabel=f"mean plan entropy, images up to quantile {quantile:g}", ylabel="reward")
-        legend_below(figure, panels, 3)
+        legend_outside(figure, panels, 3)
 
     about = Drawn(
         "stratified",
@@ -270,7 +272,7 @@ def _variance(folder: Path, numbers: Numbers, entropy: str) -> Drawn:
             _rows_of_settings(axis, names)
             axis.set_title(QUANTITIES[column], loc="left")
         axes[-1].set(xlabel="share of variance", xlim=(0, 1))
-        legend_below(figure, axes, 3)
+        legend_outside(figure, axes, 3)
 
     about = Drawn(
         "variance",

@@ -158,8 +158,9 @@ def _text_claims(statistics: Mapping[str, Any], study: StudyDescription, scope: 
             continue
         rows = statistics["stratified"][name]
         row = next(r for r in rows if r["quantile"] == study.stratum_quantile)
-        low = f"{name}: reward against text entropy among the {study.stratum_quantile:.0%} of images with the lowest "
-        claims.append(_claim(f"{low} std of image entropy, r", row[scope]["pearson"], -1, SMALL_CORRELATION))
+        share = f"{100 * study.stratum_quantile:.0f} %"
+        low = f"{name}: reward against plan entropy among the {share} of images with the lowest std of image entropy, r"
+        claims.append(_claim(low, row[scope]["pearson"], -1, SMALL_CORRELATION))
         partial = setting["partial"][given]["partial"]
         claims.append(
             _claim(f"{name}: the same over all images, std held fixed, partial r", partial, -1, SMALL_CORRELATION)

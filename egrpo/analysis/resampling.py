@@ -78,7 +78,7 @@ class Bootstrap:
         values = np.asarray(values, float)
         values = values[np.isfinite(values)]
         if not len(values):
-            return Estimate(None, reason="no prompt has a value")
+            return Estimate(None, reason="not measured for any prompt")
         return self.estimates(
             [float(values.mean())], lambda counts: (counts @ values / counts.sum(1))[None], len(values)
         )[0]

@@ -149,10 +149,10 @@ def stratified(frame: pd.DataFrame, std: str, study: StudyDescription, bootstrap
 
 
 def _pairs(study: StudyDescription) -> list[tuple[str, str]]:
-    """Every setting against the baseline, then the pairs that findings are judged by; each pair once."""
+    """The pairs that findings are judged by, then every other setting against the baseline; each pair once."""
+    named = [(a, b) for a, b in [*([study.cot_pair] if study.cot_pair else []), *study.training_pairs]]
     others = [(study.baseline, name) for name in study.settings if name != study.baseline]
-    named = [*([study.cot_pair] if study.cot_pair else []), *study.training_pairs]
-    return list(dict.fromkeys([*others, *((a, b) for a, b in named)]))
+    return list(dict.fromkeys([*named, *((a, b) for a, b in others if (b, a) not in named)]))
 
 
 def difference(

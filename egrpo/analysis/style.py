@@ -58,6 +58,7 @@ def save(folder: Path, name: str, size: tuple[float, float], draw: Callable[[Fig
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+        figure.set_layout_engine("none")  # found once, kept
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
 
 
@@ -80,14 +81,15 @@ def zero_line(axis: Axes) -> None:
     axis.axvline(0, color="0.6", linewidth=0.6, zorder=0)
 
 
-def legend_below(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
-    """One legend for all panels, under them."""
+def legend_outside(figure: Figure, axes: Iterable[Axes], columns: int, where: str = "lower") -> None:
+    """One legend for all panels, under ("lower") or over them ("upper", where an axis' name is under them)."""
     entries: dict[str, Artist] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     if entries:
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
+        place: dict[str, Any] = {"loc": f"outside {where} center", "ncols": columns}
+        figure.legend(list(entries.values()), list(entries), columnspacing=1.2, handletextpad=0.5, **place)
 
 
 def make(

@@ -15,6 +15,7 @@ Numbers = Mapping[str, Any]
 ENTROPY_NAMES = {"guided": "guided", "image": "conditional"}
 SCOPE_HEADS = {"all": "all images", "between": "between prompts", "within": "within prompts"}
 NONE = "–"
+NARROW = "\u00a0"  # a space at which no line ends
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Table:
             return f"{NONE} {self._letter(estimate['reason'])}"
         if low is None:
             return f"{number(value, digits)} {self._letter(estimate['reason'])}"
-        return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+        return f"{number(value, digits)} [{number(low, digits)},{NARROW}{number(high, digits)}]"
 
     def _letter(self, reason: str) -> str:
         if reason not in self.notes:

@@ -91,7 +91,7 @@ def test_intervals_cover_the_truth(scope: str, truth: float) -> None:
         noise = rng.multivariate_normal([0, 0], [[1, 0.2], [0.2, 1]], (40, images))
         both = centre + noise
         expected = (0.8 + 0.2 / images) / (1 + 1 / images) if scope == "between" else truth
-        found = coupling(frame_of(both[..., 0], both[..., 1]), "x", "y", scope, Bootstrap(400))["pearson"]
+        found = coupling(frame_of(both[..., 0], both[..., 1]), "x", "y", scope, Bootstrap(300))["pearson"]
         hits += found["low"] <= expected <= found["high"]
     assert 0.90 <= hits / repeats <= 0.99, hits / repeats
 

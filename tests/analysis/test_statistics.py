@@ -30,8 +30,8 @@ def test_verdict_follows_from_the_interval() -> None:
 
 
 def test_planted_relations_are_found_where_they_are() -> None:
-    table = synthetic.records(prompts=40, plans=4, images=4)
-    found = compute(table, synthetic.study(), synthetic.reader(table))
+    table = synthetic.records(prompts=40, plans=4, images=4, settings=("base", "base_cot", "grpo"))
+    found = compute(table, synthetic.study(resamples=200), synthetic.reader(table))
     second, third = found["findings"][1:]
     assert second["verdict"] == SUPPORTED and second["verdict_within_prompts"] != SUPPORTED  # prompt difficulty alone
     assert third["verdict_within_prompts"] == SUPPORTED
@@ -42,14 +42,14 @@ def test_planted_relations_are_found_where_they_are() -> None:
     trained = change["base_cot", "grpo"]
     assert trained["guided_entropy_mean"]["value"] == pytest.approx(-0.08, abs=0.01)
     assert trained["reward"]["low"] > 0
-    assert change["base_cot", "base"]["text_entropy_mean"]["reason"] == "no prompt has a value"
+    assert change["base", "base_cot"]["text_entropy_mean"]["reason"] == "not measured for any prompt"
     assert found["equal_images"] == 4
     assert found["stratified"]["grpo"][0]["quantile"] == 0.25
     assert found["stratified"]["grpo"][0]["images"] == 160
 
 
 def test_same_numbers_again_and_with_rows_in_another_order() -> None:
-    table = synthetic.records()
+    table = synthetic.records(settings=("base", "base_cot"))
     first = compute(table, synthetic.study(), synthetic.reader(table))
     shuffled = table.sample(frac=1, random_state=1)
     again = compute(shuffled, synthetic.study(), synthetic.reader(table))
@@ -71,7 +71,7 @@ DEGENERATE = {
     "one prompt": lambda t: t[t["prompt_index"] == 0],
     "two prompts": lambda t: t[t["prompt_index"] < 2],
     "constant reward": lambda t: t.assign(reward=0.5),
-    "constant entropy": lambda t: t.assign(guided_entropy_std=0.1, image_entropy_mean=0.2),
+    "constant entropies": lambda t: t.assign(guided_entropy_std=0.1, image_entropy_mean=0.2),
     "one image a plan": lambda t: t[t["image_index"] == 0],
     "one image a prompt": lambda t: t[(t["image_index"] == 0) & (t["plan_index"] == 0)],
     "one image": lambda t: t.iloc[[0]],
@@ -84,7 +84,7 @@ DEGENERATE = {
 
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_tables_that_tell_little_give_null_with_reasons(name: str) -> None:
-    table = DEGENERATE[name](synthetic.records(prompts=4, plans=2, images=2))
+    table = DEGENERATE[name](synthetic.records(prompts=4, plans=2, images=2, settings=("base", "grpo")))
     found = compute(table, replace(synthetic.study(), resamples=100))
     json.dumps(found, allow_nan=False)
     missing = [e for e in _estimates(found) if e["value"] is None]
