@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from egrpo.analysis.records import read_embeddings, read_records, read_tokens, write_records
@@ -20,6 +21,7 @@ from egrpo.analysis.runs import make_runs
 from egrpo.analysis.setup import decisive, description, work_of
 from egrpo.analysis.shards import draw_all, number_of_processes
 from egrpo.analysis.storage import alone, claim, discard_partial
+from egrpo.analysis.tracking import log_study
 from egrpo.entry import run, save_config
 
 
@@ -37,13 +39,14 @@ def analyze(cfg: DictConfig) -> None:
         draw_all(work, processes)
         write_records(work)
         records = read_records(folder)
-        write_report(
+        statistics = write_report(
             folder,
             records,
             description(cfg, work, overrides),
             tokens=partial(read_tokens, folder),
             embeddings=read_embeddings(folder, records),
         )
+        log_study(list(instantiate(cfg.logger).values()), folder, records, statistics)
     print(folder)
 
 

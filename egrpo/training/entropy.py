@@ -19,7 +19,7 @@ from egrpo.types import Rollout
 
 ENTROPIES = ("entropy_mean", "entropy_std")  # of an image's tokens, an image
 TILE = 96  # pixels of a picture and of its map
-COLOURS = "viridis"
+COLOURS, BRIGHTEST = "viridis", 0.5  # few tokens are more uncertain, and of those the map says no more
 
 
 class RunningCorrelation:
@@ -115,9 +115,10 @@ class EntropyView(Callback):
 
 
 def entropy_mosaic(rollout: Rollout, columns: int = 4) -> np.ndarray:
-    """[H, W, 3] uint8: each image with the map of its tokens' entropies to the right, dark = 0, bright = 1."""
+    """[H, W, 3] uint8: each image beside the map of its tokens' entropies, dark = 0, bright = `BRIGHTEST`."""
     side = math.isqrt(rollout.image.tokens.shape[1])
-    maps = matplotlib.colormaps[COLOURS](rollout.image.entropy.cpu().numpy().reshape(-1, side, side))[..., :3]
+    entropy = rollout.image.entropy.cpu().numpy()
+    maps = matplotlib.colormaps[COLOURS](entropy.reshape(-1, side, side) / BRIGHTEST)[..., :3]
     tiles = []
     for picture, heat in zip(rollout.pixels.cpu().numpy(), (maps * 255).astype(np.uint8), strict=True):
         pair = np.concatenate([enlarged(picture), enlarged(heat)], axis=1)
@@ -139,7 +140,9 @@ def save_view(path: Path, mosaic: np.ndarray, tokens: dict[str, np.ndarray], ste
     above = figure.add_subplot(grid[0, :])
     above.imshow(mosaic)
     above.axis("off")
-    above.set_title(f"Images and the entropy of their tokens at step {step}; dark 0, bright 1", fontsize=9)
+    above.set_title(
+        f"Images and the entropy of their tokens at step {step}; dark 0, bright {BRIGHTEST} and more", fontsize=9
+    )
     for column, (name, values) in enumerate(tokens.items()):
         axis = figure.add_subplot(grid[1, column])
         axis.hist(values, bins=40, range=(0, 1), color="0.4")

@@ -15,7 +15,14 @@ from egrpo.analysis.work import Work
 from egrpo.paths import config_dir
 
 TINY = [
-    *("num_prompts=3", "plans_per_prompt=2", "images_per_plan=2", "model.max_plan_tokens=6", "processes=1"),
+    *(
+        "num_prompts=3",
+        "plans_per_prompt=2",
+        "images_per_plan=2",
+        "model.max_plan_tokens=6",
+        "processes=1",
+        "logger=none",
+    ),
     *("reward=[shapes_oracle]", "report.resamples=100"),
 ]
 
