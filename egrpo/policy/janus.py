@@ -19,7 +19,7 @@ from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janu
 from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.prompting import encode, fit_prompt
 from egrpo.policy.randomness import SampleKey
-from egrpo.policy.rollout import Sampler, chunks
+from egrpo.policy.rollout import Sampler, chunks, one_in
 from egrpo.policy.sampling import grid_size, pad_token
 from egrpo.policy.scoring import score_rollout
 from egrpo.policy.templates import Templates
@@ -145,6 +145,7 @@ class JanusPolicy(nn.Module):
         chunk: int | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        images_per_plan: int = 1,
     ) -> Rollout:
         """Samples `group_size` images a prompt, with a plan each if `cot`, in group order.
 
@@ -165,9 +166,14 @@ class JanusPolicy(nn.Module):
             chunk: Most sequences sampled at once, None = all; the result does not depend on it.
             top_k: Draws from this many most likely tokens, of plan and image; None = all.
             top_p: Draws from the fewest tokens that hold this much probability; None = all.
+            images_per_plan: Samples that share a plan, M: a group has G / M plans, and sample i has plan i // M, drawn
+                as sample i // M draws its own where M is 1. Without CoT it means nothing.
 
         Returns:
             Rollout of N = B x G samples, on the model's device; its tensors may be used under autograd.
+
+        Raises:
+            ValueError: there is nothing to draw, or a group (or an offset) is not a whole number of plans.
         """
         texts = [record if isinstance(record, str) else record.prompt for record in records]
         prompts = [text for text in texts for _ in range(group_size)]
@@ -176,17 +182,22 @@ class JanusPolicy(nn.Module):
         offsets = [sample_offset] * len(texts) if isinstance(sample_offset, int) else sample_offset
         firsts = zip(texts, offsets, strict=True)
         keys = [(seed, step, text, first + i) for text, first in firsts for i in range(group_size)]
+        shared = one_in(images_per_plan, group_size, offsets) if cot else 1
         how = Drawing(temperature, greedy, top_k, top_p, cfg_weight, guided_logps)
-        sampler = self._sampler(None if greedy else keys, chunks(len(prompts), chunk))
         with evaluating(self.model):
             text, truncated = None, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
             plans: list[str] | list[None] = [None] * len(prompts)
             if cot:
-                reasoning = [self.reasoning_ids(prompt) for prompt in prompts]
+                reasoning = [self.reasoning_ids(prompt) for prompt in prompts[::shared]]
                 unguided = replace(how, cfg_weight=1.0)
+                own = [(*key[:3], key[3] // shared) for key in keys[::shared]]
+                sampler = self._sampler(None if greedy else own, chunks(len(own), chunk))
                 text, truncated = sampler.text(reasoning, self.max_plan_tokens, self.tokenizer.eos_token_id, unguided)
+                rows = torch.arange(len(prompts), device=self.device) // shared
+                text, truncated = text[rows], truncated[rows]
                 plans = self._decode_plans(text)
             contexts = [self.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
+            sampler = self._sampler(None if greedy else keys, chunks(len(prompts), chunk))
             image = sampler.image(contexts, self.begin_of_image, self.num_image_tokens, how)
             pixels = self.decode(image.tokens)
         guidance = cfg_weight if guided_logps else 1.0

@@ -100,6 +100,22 @@ def chunks(count: int, size: int | None) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
+def one_in(images_per_plan: int, group_size: int, offsets: Sequence[int]) -> int:
+    """Checks that every group of samples is made of whole plans; returns how many samples share one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if images_per_plan < 1:
+        raise ValueError(f"images_per_plan={images_per_plan}: give at least 1")
+    if group_size % images_per_plan or any(offset % images_per_plan for offset in offsets):
+        raise ValueError(
+            f"images_per_plan={images_per_plan} must divide the group of {group_size} samples, and the index that it "
+            "starts with"
+        )
+    return images_per_plan
+
+
 def widened(drawn: Drawn, length: int, eos: int | None) -> Drawn:
     """Rows of `length` tokens: what is added is end-of-sequence and not counted."""
     missing = length - drawn.tokens.shape[1]

@@ -69,6 +69,12 @@ class HPSReward:
         with self.placement() as model:
             return in_batches(lambda i, r: self._score(model, i, r), images, records, self.batch_size)
 
+    def embed(self, images: list[Image.Image]) -> Tensor:
+        """[N, D] float32 of length 1: where images lie for this model, whatever their prompts."""
+        with self.placement() as model:
+            parts = [images[at : at + self.batch_size] for at in range(0, len(images), self.batch_size)]
+            return torch.cat([self.embed_images(model, part) for part in parts])
+
     def _score(self, model: Any, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(record.prompt for record in records))}
         texts = self.embed_prompts(model, list(rows))[[rows[record.prompt] for record in records]]

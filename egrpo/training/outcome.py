@@ -9,9 +9,10 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, Trainer
 
 from egrpo import distributed
+from egrpo.provenance import write_json
 from egrpo.training.metrics import peak_memory_gb
 from egrpo.training.module import GRPOModule
-from egrpo.training.report import gains, save_curves, save_samples, summarise, table, write_json
+from egrpo.training.report import gains, save_curves, save_samples, summarise, table
 from egrpo.training.validation import PART, Row, held_out, load_rows, save_rows, score_names
 
 

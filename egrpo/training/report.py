@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
 
-import egrpo
 from egrpo.images import caption, save_figure, save_sheet
 from egrpo.training.validation import Row, grouped, held_out, interval, mean_scores, score_names, scores_of
-
-PACKAGES = ("torch", "lightning", "transformers", "deepspeed", "peft", "numpy")
 
 
 def summarise(rows: list[Row]) -> dict[str, Any]:
@@ -103,48 +96,6 @@ def save_curves(metrics_csv: Path, target: Path) -> None:
             axis.legend(fontsize=8)
     figure.tight_layout()
     save_figure(figure, target)
-
-
-def installed(package: str) -> str:
-    """A package's version; a run may do without some, such as DeepSpeed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def versions() -> dict[str, str]:
-    """Of Python, this package and what decides numbers."""
-    return {"python": platform.python_version(), "egrpo": egrpo.__version__} | {
-        name: installed(name) for name in PACKAGES
-    }
-
-
-def provenance() -> dict[str, Any]:
-    """What the code was when the run began: versions and commit."""
-    return {"versions": versions(), "git_commit": git_commit()}
-
-
-def git_commit() -> str | None:
-    """Commit of the code that runs, "+changes" after it if files differ; None outside a git checkout."""
-    here = Path(egrpo.__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != here.parent:  # installed inside somebody else's checkout
-            return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, written whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
 
 
 def table(summaries: Mapping[str, dict[str, Any]], names: Sequence[str]) -> str:

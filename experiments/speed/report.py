@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 matplotlib.use("Agg")  # no display is needed
 from matplotlib import pyplot as plt
 
+from egrpo.provenance import provenance
 from egrpo.rewards import RewardError
-from egrpo.training.report import provenance
 from experiments.speed.meter import PHASES
 
 STEP = "step"

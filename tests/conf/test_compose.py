@@ -41,6 +41,11 @@ PLAN_KEYS = TRAIN_KEYS | {
 PRETRAIN_KEYS = {
     *("seed", "target", "model", "rollout", "vocab_size", "text", "vq", "codec", "examples", "stages"),
 }
+ANALYZE_KEYS = {
+    *("seed", "run_dir", "prompts", "splits", "num_prompts", "plans_per_prompt", "images_per_plan", "plain_images"),
+    *("processes", "device", "threads", "settings", "model", "rollout", "report", "entropy_policy", "logger"),
+    *("reward", "judge", "ensemble", "reward_models", "reward_dtype", "detector_quirks", "orm_mode"),
+}
 ROOT_KEYS = {
     **{"train": TRAIN_KEYS, "pretrain": PRETRAIN_KEYS, "export": {"run", "checkpoint", "target"}},
     "plan": PLAN_KEYS,
@@ -51,9 +56,10 @@ ROOT_KEYS = {
     "pretrain_rewards": {"seed", "target", "only", "held_out", "networks"},
     "convert": {"kind", "source", "target"},
     "download": {"what", "target", "dry_run", "keep_originals"},
+    "analyze": ANALYZE_KEYS,
 }
 # Mappings whose keys are names of things, so that an experiment may add some.
-OPEN_MAPPINGS = ("reward.", "judge.", "module.judges.", "logger.", "callbacks.")
+OPEN_MAPPINGS = ("reward.", "ensemble.rewards.", "judge.", "module.judges.", "logger.", "callbacks.", "settings.")
 
 
 @cache

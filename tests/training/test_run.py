@@ -113,10 +113,10 @@ def test_a_new_run_in_a_used_folder_keeps_the_older_metrics(runs, tmp_path):
 
 def test_trackers_are_written_offline(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
-    more = ("trainer.max_steps=1", "callbacks.samples.every_n_train_steps=1")
+    more = ("trainer.max_steps=1", "callbacks.samples.every_n_train_steps=1", "callbacks.entropy.every_n_train_steps=1")
     runs.run(tmp_path / "wandb", "logger=wandb", *more)
     assert [p for p in (tmp_path / "wandb" / "wandb").glob("offline-run-*/*.wandb") if p.stat().st_size > 1000]
     runs.run(tmp_path / "tensorboard", "logger=tensorboard", *more)
     assert list((tmp_path / "tensorboard").glob("tensorboard/events.out.tfevents.*"))
     for name in ("wandb", "tensorboard"):
-        assert [row["step"] for row in metrics(tmp_path / name)] == ["0", "1", "1"]
+        assert [row["step"] for row in metrics(tmp_path / name)] == ["0", "1", "1", "1"]

@@ -1,0 +1,60 @@
+"""`python -m egrpo.analyze +experiment=NAME`: how entropy and reward go together, in several settings at once.
+
+Leaves in its folder: records.parquet, images/, tokens/, statistics.json, figures/, report.html, config.yaml. A study
+that was stopped goes on in its own folder (hydra.run.dir=FOLDER); of a finished one the report is made again.
+"""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from egrpo.analysis.records import read_embeddings, read_records, read_tokens, write_records
+from egrpo.analysis.report import write_report
+from egrpo.analysis.runs import make_runs
+from egrpo.analysis.setup import decisive, description, work_of
+from egrpo.analysis.shards import draw_all, number_of_processes
+from egrpo.analysis.storage import alone, claim, discard_partial
+from egrpo.analysis.tracking import log_study
+from egrpo.entry import run, save_config
+
+
+def analyze(cfg: DictConfig) -> None:
+    """Trains what is missing, draws, scores, stores, reports."""
+    folder, work = Path(cfg.run_dir), work_of(cfg)
+    processes = number_of_processes(cfg.processes, cfg.device)
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    description(cfg, work, overrides)  # a wrong name is told before hours of drawing
+    with alone(folder, "the study in"):
+        claim(folder, decisive(work))
+        save_config(cfg, folder)
+        make_runs(work.settings, cfg.threads)
+        discard_partial(folder)
+        draw_all(work, processes)
+        write_records(work)
+        records = read_records(folder)
+        statistics = write_report(
+            folder,
+            records,
+            description(cfg, work, overrides),
+            tokens=partial(read_tokens, folder),
+            embeddings=read_embeddings(folder, records),
+        )
+        log_study(list(instantiate(cfg.logger).values()), folder, records, statistics)
+    print(folder)
+
+
+def _stop(*signal_and_frame: Any) -> None:
+    """Ends like Ctrl-C does: with the processes that were started."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
+    run(analyze, "analyze")
