@@ -39,8 +39,8 @@ class Bootstrap:
 
     Plain percentiles are too narrow for few prompts; `tail` widens them.
 
-    Source: expanded percentiles: Hesterberg, What Teachers Should Know about the Bootstrap, The American Statistician 69
-    (2015); clusters as units: Davison & Hinkley, Bootstrap Methods and their Application (1997).
+    Source: Hesterberg, What Teachers Should Know about the Bootstrap, The American Statistician 69 (2015), for expanded
+    percentiles; Davison & Hinkley, Bootstrap Methods and their Application (1997), for clusters as units.
     """
 
     resamples: int = 2000
