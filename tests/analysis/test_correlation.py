@@ -77,6 +77,7 @@ def test_partial_given_prompt_is_that_of_a_regression_on_prompts() -> None:
     assert found["partial"]["value"] == pytest.approx(stats.pearsonr(*residuals).statistic, abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope, truth", [("all", 0.5), ("between", 0.8), ("within", 0.2)])
 def test_intervals_cover_the_truth(scope: str, truth: float) -> None:
     """Prompt means correlate by .8 and deviations by .2, with equal variances: together by .5.
@@ -91,7 +92,7 @@ def test_intervals_cover_the_truth(scope: str, truth: float) -> None:
         noise = rng.multivariate_normal([0, 0], [[1, 0.2], [0.2, 1]], (40, images))
         both = centre + noise
         expected = (0.8 + 0.2 / images) / (1 + 1 / images) if scope == "between" else truth
-        found = coupling(frame_of(both[..., 0], both[..., 1]), "x", "y", scope, Bootstrap(400))["pearson"]
+        found = coupling(frame_of(both[..., 0], both[..., 1]), "x", "y", scope, Bootstrap())["pearson"]
         hits += found["low"] <= expected <= found["high"]
     assert 0.90 <= hits / repeats <= 0.99, hits / repeats
 
