@@ -149,7 +149,9 @@ def _coupling(folder: Path, frames: Mapping[str, pd.DataFrame], numbers: Numbers
                     fit = frame["reward"].mean() + slope * (ends - frame[x].mean())
                     axis.plot(ends, fit, line, color="black", linewidth=1.3, label=f"fit, {SCOPE_NAMES[scope]}")
             r = {scope: told[scope]["pearson"]["value"] for scope in ("all", "within")}
-            label = ", ".join(f"{'r' if s == 'all' else 'within'} {v:.2f}" for s, v in r.items() if v is not None)
+            label = ", ".join(
+                f"{'r' if s == 'all' else 'within'} {v:.2f}".replace("-", "−") for s, v in r.items() if v is not None
+            )
             axis.set_title(f"{name}\n{label}" if label else name)
         figure.supxlabel(QUANTITIES[x], fontsize=7)
         figure.supylabel("reward", fontsize=7)

@@ -64,11 +64,14 @@ def judge_findings(statistics: Mapping[str, Any], study: StudyDescription) -> li
 
 def _finding(index: int, claims: list[Claim], within: list[Claim], caution: str | None = None) -> dict[str, Any]:
     verdict, inside = overall(claims), overall(within) if within else None
+    parts = dict.fromkeys(claim["part"] for claim in claims if "part" in claim)
+    of_parts = {part: overall([claim for claim in claims if claim["part"] == part]) for part in parts}
+    told = "".join(f" {part}: {of}." for part, of in of_parts.items())
     return {
         "number": index + 1,
         "article": QUOTES[index],
         "verdict": verdict,
-        "because": _because(claims),
+        "because": _because(claims) + told,
         "claims": claims,
         "verdict_within_prompts": inside,
         "claims_within_prompts": within,
@@ -115,7 +118,7 @@ def _exploration(statistics: Mapping[str, Any], study: StudyDescription) -> list
     """Finding 1: what plans change, and what training changes, paired by prompt."""
     entropy = f"{study.entropy}_entropy_mean"
     vendi = f"Vendi score of {statistics['equal_images']} images"
-    claims = []
+    claims: list[Claim] = []
     if study.cot_pair:
         pair = study.cot_pair
         claims.append(_change(statistics, pair, entropy, 1, f"plans raise mean image entropy: {_named(pair)}"))
@@ -124,7 +127,9 @@ def _exploration(statistics: Mapping[str, Any], study: StudyDescription) -> list
         claims.append(_change(statistics, pair, entropy, -1, f"training lowers mean image entropy: {_named(pair)}"))
         claims.append(_change(statistics, pair, "vendi_equal", -1, f"training lowers the {vendi}: {_named(pair)}"))
         claims.append(_change(statistics, pair, "reward", 1, f"training raises reward: {_named(pair)}"))
-    return claims
+    plans = 2 if study.cot_pair else 0
+    parts = ["What plans do"] * plans + ["What training does"] * (len(claims) - plans)
+    return [claim | {"part": part} for claim, part in zip(claims, parts, strict=True)]
 
 
 def _named(pair: tuple[str, str]) -> str:

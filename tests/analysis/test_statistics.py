@@ -31,8 +31,11 @@ def test_verdict_follows_from_the_interval() -> None:
 
 def test_planted_relations_are_found_where_they_are() -> None:
     table = synthetic.records(prompts=40, plans=4, images=4, settings=("base", "base_cot", "grpo"))
-    found = compute(table, synthetic.study(resamples=200), synthetic.reader(table))
-    second, third = found["findings"][1:]
+    study = synthetic.study(training_pairs=[("base_cot", "grpo")])
+    found = compute(table, study, synthetic.reader(table))
+    first, second, third = found["findings"]
+    assert [claim["part"] for claim in first["claims"]] == ["What plans do"] * 2 + ["What training does"] * 3
+    assert first["because"].endswith(f"What training does: {overall(first['claims'][2:])}.")
     assert second["verdict"] == SUPPORTED and second["verdict_within_prompts"] != SUPPORTED  # prompt difficulty alone
     assert third["verdict_within_prompts"] == SUPPORTED
     base_cot = found["settings"]["base_cot"]
