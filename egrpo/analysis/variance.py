@@ -16,7 +16,7 @@ def variance_shares(frame: pd.DataFrame, column: str, bootstrap: Bootstrap) -> d
     """Components of variance of a nested design, unbalanced or not, and their shares, with intervals over prompts.
 
     Source: analysis-of-variance estimators for nested classifications, Searle, Casella & McCulloch, Variance
-    Components (1992), 3.5 and appendix F. The components are unbiased and may come out below 0; shares count those as
+    Components (1992). The components are unbiased and may come out below 0; shares count those as
     0, and `truncated` names them.
 
     Without plans the plan's component is null; with one image a plan, plan and image cannot be told apart and the

@@ -9,7 +9,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from egrpo.analysis.correlation import SCOPES, Moments, _Ranks, _spearman, coupling, partial, partial_of, scoped
-from egrpo.analysis.resampling import Bootstrap
+from egrpo.analysis.resampling import Bootstrap, tail
 from tests.analysis import synthetic
 
 
@@ -91,7 +91,7 @@ def test_intervals_cover_the_truth(scope: str, truth: float) -> None:
         noise = rng.multivariate_normal([0, 0], [[1, 0.2], [0.2, 1]], (40, images))
         both = centre + noise
         expected = (0.8 + 0.2 / images) / (1 + 1 / images) if scope == "between" else truth
-        found = coupling(frame_of(both[..., 0], both[..., 1]), "x", "y", scope, Bootstrap(300))["pearson"]
+        found = coupling(frame_of(both[..., 0], both[..., 1]), "x", "y", scope, Bootstrap(400))["pearson"]
         hits += found["low"] <= expected <= found["high"]
     assert 0.90 <= hits / repeats <= 0.99, hits / repeats
 
@@ -115,3 +115,12 @@ def test_what_cannot_be_told_is_null_with_a_reason() -> None:
     copy = table.assign(copy=2 * table["image_entropy_mean"])
     bound = partial(copy, "image_entropy_mean", "reward", ["copy"], "all", Bootstrap(200))
     assert bound["partial"] == {"value": None, "low": None, "high": None, "reason": "columns determine one another"}
+
+
+def test_a_mean_has_students_interval() -> None:
+    """With many resamples, the interval of a mean of normal numbers is close to Student's, for few prompts too."""
+    assert tail(10**6) == pytest.approx(0.025, abs=1e-5)
+    values = stats.norm.ppf((np.arange(30) + 0.5) / 30)
+    found = Bootstrap(20000).mean(values)
+    half = stats.t.ppf(0.975, 29) * values.std(ddof=1) / np.sqrt(30)
+    assert found.low == pytest.approx(-half, rel=0.03) and found.high == pytest.approx(half, rel=0.03)
