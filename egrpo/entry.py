@@ -87,6 +87,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are the same on all ranks
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # torchrun starts our processes
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells of every font that a PDF embeds
 
 
 def is_expected(error: BaseException) -> bool:

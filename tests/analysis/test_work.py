@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -109,3 +111,8 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert not list((tmp_path / "x").iterdir())
+
+
+def test_a_study_does_not_need_the_trainer():
+    script = "import sys, egrpo.analyze; sys.exit('egrpo.training' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
