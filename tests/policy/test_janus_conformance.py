@@ -110,7 +110,7 @@ def decode(model: Any, codes: Tensor) -> Tensor:
 class _Bare:
     """What `JanusPolicy.decode` needs of a policy, for a model without a tokenizer."""
 
-    decode_batch = 2
+    decode_batch, decode_evenly = 2, False
 
     def __init__(self, model: Any) -> None:
         self.model = model
