@@ -133,9 +133,12 @@ def _keep_traceback(error: BaseException) -> None:
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:
-    """Leaves the resolved configuration in the run's folder as `config.yaml`; an older one is kept beside it."""
+    """Leaves the resolved configuration in the run's folder as `config.yaml`; another older one is kept beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "config.yaml").exists():
+    content, path = OmegaConf.to_yaml(cfg, resolve=True), folder / "config.yaml"
+    if path.exists() and path.read_text() == content:
+        return
+    if path.exists():
         number = 1 + len(list(folder.glob("config.previous_*.yaml")))
-        (folder / "config.yaml").replace(folder / f"config.previous_{number}.yaml")
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        path.replace(folder / f"config.previous_{number}.yaml")
+    path.write_text(content)

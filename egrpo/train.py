@@ -18,13 +18,14 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from egrpo import distributed
+from egrpo.checkpoints import check_checkpoint
 from egrpo.entry import run, save_config
 from egrpo.launch import last_of_restart, launch
 from egrpo.training import GRPOModule, MetricsFile
 from egrpo.training.checks import check_entropy_policy, check_optimizer, check_share, check_trainer
 from egrpo.training.outcome import measure_trained, measure_untouched, report_run
 from egrpo.training.report import provenance
-from egrpo.training.resume import changed_settings, check_checkpoint
+from egrpo.training.resume import changed_settings
 
 log = logging.getLogger(__name__)
 

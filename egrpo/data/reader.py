@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ class PromptFileError(ValueError):
         super().__init__(_report(path, problems))
 
 
-def read_prompts(path: str | Path) -> list[PromptRecord]:
+def read_prompts(path: str | Path, *, defaults: Mapping[str, Any] | None = None) -> list[PromptRecord]:
     """The records of a file in file order; blank lines are skipped, a UTF-8 byte order mark is tolerated.
 
     Args:
         path: a file path, or `package:egrpo/...` for a file inside an installed package. A name that ends in `.txt` is
             plain text, a prompt a line, of the task type "non" and without nouns; all others are JSON Lines.
+        defaults: what stands for keys that a line lacks, where a prompt alone is enough.
 
     Raises:
         PromptFileError: the file is missing, unreadable or empty, or has bad lines; all of them are named at once.
@@ -45,6 +47,8 @@ def read_prompts(path: str | Path) -> list[PromptRecord]:
         if not line.strip():
             continue
         row, faults = parse(line)
+        if defaults and isinstance(row, dict):
+            row = {**defaults, **row}
         faults = faults or faults_of(row)
         if faults:
             problems += [(number, fault, mend) for fault, mend in faults]

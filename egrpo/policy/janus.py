@@ -85,6 +85,7 @@ class JanusPolicy(nn.Module):
         # The decoder is convolutional: it takes any grid, once told its sides.
         model.model.vqmodel.quantize.quant_state_dims = [side, side]
         self.decode_batch = decode_batch
+        self.decode_evenly = False  # no pixel depends on how many images are decoded with it, at the cost of spare ones
         self.steps = Steps(decoding)
         self.lockstep: Lockstep = ALONE  # in scoring, with ranks that hold other parts of the weights
         self.drawing: Lockstep = ALONE  # the same in sampling, unless this rank has the whole weights for it
@@ -223,8 +224,11 @@ class JanusPolicy(nn.Module):
         """Image codes [N, T] -> pixels [N, H, W, 3] uint8."""
         pixels = codes.shape[1] * 4 ** (len(self.model.config.vq_config.channel_multiplier) - 1)  # of an image
         most = max(1, CPU_PIXELS // pixels) if codes.device.type == "cpu" else self.decode_batch
-        parts = [self.model.decode_image_tokens(part) for part in codes.split(min(most, self.decode_batch))]
-        return torch.cat([((part.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])
+        count, size = len(codes), min(most, self.decode_batch)
+        if self.decode_evenly and count % size:
+            codes = torch.cat([codes, codes[-1:].expand(size - count % size, -1)])
+        parts = [self.model.decode_image_tokens(part) for part in codes.split(size)]
+        return torch.cat([((part.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])[:count]
 
     def export(self, directory: str | Path) -> None:
         """Saves model (adapter merged) and tokenizer; plain `JanusForConditionalGeneration` loads the folder."""

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+EVALUATION_STEP = -1  # names the stream of validation and generation, apart from all training steps
+
 SampleKey = tuple[int, int, str, int]  # seed, step, prompt, sample index within the prompt's group
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
 from egrpo import distributed
-from egrpo.training.images import caption, save_sheet, to_images
+from egrpo.images import caption, save_sheet, to_images
 from egrpo.training.metrics_file import MetricsFile
 from egrpo.types import PromptRecord, RewardTable, Rollout
 

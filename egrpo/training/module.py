@@ -11,13 +11,13 @@ from torch import Tensor
 
 from egrpo import distributed
 from egrpo.algorithm import group_advantages, policy_loss
+from egrpo.checkpoints import check_names, trained_names
+from egrpo.images import to_images
 from egrpo.policy import JanusPolicy
 from egrpo.rewards import Reward, RewardEnsemble
 from egrpo.training.beside import beside
-from egrpo.training.checkpoints import check_names, trained_names
 from egrpo.training.clock import Clock
 from egrpo.training.engines import Engine, engine_for
-from egrpo.training.images import to_images
 from egrpo.training.metrics import rollout_metrics, speed_metrics
 from egrpo.training.micro_batches import columns_of, micro_batches
 from egrpo.training.optimizers import go_on_with_schedule

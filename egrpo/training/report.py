@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import egrpo
-from egrpo.training.images import caption, save_figure, save_sheet
+from egrpo.images import caption, save_figure, save_sheet
 from egrpo.training.validation import Row, grouped, held_out, interval, mean_scores, score_names, scores_of
 
 PACKAGES = ("torch", "lightning", "transformers", "deepspeed", "peft", "numpy")

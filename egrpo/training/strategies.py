@@ -22,7 +22,7 @@ from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from egrpo import distributed
-from egrpo.training.checkpoints import (
+from egrpo.checkpoints import (
     beside,
     check_names,
     discard,

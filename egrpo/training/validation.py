@@ -12,16 +12,16 @@ import numpy as np
 from scipy import stats
 
 from egrpo import distributed
+from egrpo.images import to_images
 from egrpo.policy import JanusPolicy
+from egrpo.policy.randomness import EVALUATION_STEP
 from egrpo.rewards import Reward, RewardEnsemble
 from egrpo.rewards.measuring import measure
-from egrpo.training.images import to_images
 from egrpo.training.settings import RolloutSettings
 from egrpo.types import PromptRecord
 
 SEEN = "seen"  # the split of validation prompts that training also uses; never part of an overall number
 PART = "reward/"  # before the name of one reward of the ensemble
-VALIDATION_STEP = -1  # names the validation stream of random numbers, apart from all training steps
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Validation:
             [*records, *[PromptRecord("nothing")] * idle],
             1,
             seed=self.seed,
-            step=VALIDATION_STEP,
+            step=EVALUATION_STEP,
             cot=self.rollout.cot,
             cfg_weight=self.rollout.cfg_weight,
             temperature=self.rollout.temperature,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egrpo.images import to_images
 from egrpo.policy import FrozenReference, JanusPolicy, sample_uniforms
 from egrpo.train import build_module
 from egrpo.training import GRPOModule
-from egrpo.training.images import to_images
 from egrpo.types import PromptRecord
 from experiments.speed import published
 from experiments.speed.meter import Meter, split_rollout

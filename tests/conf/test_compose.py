@@ -44,6 +44,10 @@ PRETRAIN_KEYS = {
 ROOT_KEYS = {
     **{"train": TRAIN_KEYS, "pretrain": PRETRAIN_KEYS, "export": {"run", "checkpoint", "target"}},
     "plan": PLAN_KEYS,
+    "generate": {
+        *("model", "prompts", "ckpt_path", "num_images", "seed", "batch_size", "sheets", "shard", "threads", "run_dir"),
+        *("model_device", "rollout"),
+    },
     "pretrain_rewards": {"seed", "target", "only", "held_out", "networks"},
     "convert": {"kind", "source", "target"},
     "download": {"what", "target", "dry_run", "keep_originals"},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from egrpo.training.checkpoints import find_checkpoint, is_divided, saved_ranks, saved_weights, trained_names
+from egrpo.checkpoints import find_checkpoint, is_divided, saved_ranks, saved_weights, trained_names
 from tests.distributed.pieces import logits
 from tests.distributed.ranks import on_ranks
 from tests.distributed.trajectory import SETTINGS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from egrpo.training.resume import changed_settings, check_checkpoint
+from egrpo.checkpoints import check_checkpoint
+from egrpo.training.resume import changed_settings
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from egrpo.data import read_prompts
+from egrpo.images import to_images
 from egrpo.training import GRPOModule, RolloutSettings
-from egrpo.training.images import to_images
 from egrpo.types import PromptRecord, Rollout
 from tests.training.pieces import make_lively
 

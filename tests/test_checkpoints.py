@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from egrpo.training.checkpoints import beside, put_in_place
-from egrpo.training.resume import check_checkpoint
+from egrpo.checkpoints import beside, check_checkpoint, put_in_place
 from egrpo.training.strategies import Files, WrittenBeside
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def saved_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The trained weights of a checkpoint by their names in the LightningModule, whole, whichever strategy wrote it."""
     if not checkpoint.is_dir():
         return torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    if not is_divided(checkpoint):
+        raise ValueError(f"{checkpoint} is not a checkpoint: neither a file nor a folder with DeepSpeed's parts")
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()):  # it tells how it counts
@@ -72,6 +75,21 @@ def saved_ranks(checkpoint: Path) -> int:
 def is_divided(checkpoint: Path) -> bool:
     """Whether it is a folder that DeepSpeed wrote."""
     return checkpoint.is_dir() and saved_ranks(checkpoint) > 0
+
+
+def check_checkpoint(path: str | None) -> None:
+    """Raises ValueError where a checkpoint to resume from is not there, or is not whole."""
+    if path is None:
+        return
+    if not Path(path).exists():
+        raise ValueError(f"ckpt_path={path}: there is no such checkpoint; runs keep theirs in FOLDER/checkpoints/")
+    if Path(path).is_file() and not zipfile.is_zipfile(path):  # strategies that share weights write folders
+        raise ValueError(f"ckpt_path={path}: this file is not a checkpoint, or was cut short; give an earlier one")
+    folder = Path(path)  # of DeepSpeed's parts, or of torch's, which name their index .metadata
+    if folder.is_dir() and not is_divided(folder) and not (folder / ".metadata").is_file():
+        raise ValueError(
+            f"ckpt_path={path}: this folder is not a checkpoint; give one, as FOLDER/checkpoints/last.ckpt"
+        )
 
 
 def saved_position(checkpoint: Path) -> dict[str, Any]:

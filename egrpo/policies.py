@@ -1,0 +1,150 @@
+"""A policy to draw with: from a model, from a run of training, or from one of its checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from egrpo.checkpoints import check_checkpoint, find_checkpoint, load_policy_weights
+from egrpo.policy import JanusPolicy
+
+RUN_DEPTH = 3  # folders above a checkpoint in which its run is looked for: RUN/checkpoints/last.ckpt
+EXPORTED = "egrpo.yaml"  # beside an export's weights: how the run's model and rollout were set
+KEPT = ("decoding",)  # a run may have been trained elsewhere, and this changes nothing that is drawn
+
+
+def load_policy(
+    model: DictConfig | Mapping[str, Any], ckpt_path: str | Path | None = None, *, given: Sequence[str] = ()
+) -> JanusPolicy:
+    """Builds the policy that is asked for, in evaluation mode, on the CPU.
+
+    Args:
+        model: A node as conf/model has it. Its `path` is a folder that transformers loads (an export, say),
+            `package:...`, or a name on the hub.
+        ckpt_path: The folder of a run, whose last checkpoint is taken, or a checkpoint inside one, written by any
+            strategy, or an export of one. The model is then set as the run's own config.yaml says, with the trained
+            weights; None = `model` as it is.
+        given: Names in `model` that take the place of the run's own ("templates", "path"; see `given_settings`);
+            `KEPT` always do.
+
+    Raises:
+        ValueError: `ckpt_path` is no checkpoint, or does not fit.
+        FileNotFoundError: There is no such model.
+    """
+    if ckpt_path is None:
+        return built(model)
+    changed = _picked(model, [*KEPT, *given])
+    if is_export(ckpt_path):
+        return built(_changed(_read_settings(Path(ckpt_path) / EXPORTED).model, {**changed, "path": str(ckpt_path)}))
+    folder, checkpoint = run_of(ckpt_path)
+    return policy_of_run(folder, checkpoint, changed)
+
+
+def policy_of_run(folder: Path, checkpoint: Path, changed: Mapping[str, Any] | None = None) -> JanusPolicy:
+    """The policy of a run's config.yaml with a checkpoint's weights; `changed`: dotted name -> other setting."""
+    policy = built(_changed(run_config(folder).model, changed or {}))
+    load_policy_weights(policy, checkpoint)
+    return policy
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether it is the folder of a run's export, which tells how its model is set."""
+    return (Path(path) / EXPORTED).is_file()
+
+
+def save_settings(folder: Path, target: Path) -> None:
+    """Leaves beside an export how the run in `folder` set its model, whose adapter is merged, and drew its samples."""
+    cfg = run_config(folder)
+    model = _changed(cfg.model, {"path": ".", "adapter": None})
+    OmegaConf.save({"model": model, "rollout": cfg.get("rollout") or {}}, target / EXPORTED)
+
+
+def trained_settings(ckpt_path: str | Path) -> dict[str, Any]:
+    """How the run of a checkpoint or an export drew its samples: cot, cfg_weight, temperature, ..."""
+    cfg = _read_settings(Path(ckpt_path) / EXPORTED) if is_export(ckpt_path) else run_config(run_of(ckpt_path)[0])
+    found = OmegaConf.to_container(cfg.get("rollout") or OmegaConf.create({}), resolve=True)
+    return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def built(model: DictConfig | Mapping[str, Any]) -> JanusPolicy:
+    """The policy of a model node, in evaluation mode."""
+    policy: JanusPolicy = instantiate(model, _convert_="object")()
+    return policy.eval()
+
+
+def run_of(ckpt_path: str | Path) -> tuple[Path, Path]:
+    """The folder of the run and the checkpoint, of either.
+
+    Raises:
+        ValueError: There is neither, or the checkpoint is in no run's folder.
+    """
+    path = Path(ckpt_path).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():
+        raise ValueError(f"ckpt_path={path}: this is a model, not a run; load it with model.path={path}")
+    if (path / "config.yaml").is_file():
+        return path, find_checkpoint(path, "last")
+    check_checkpoint(str(path))
+    for folder in list(path.absolute().parents)[:RUN_DEPTH]:
+        if (folder / "config.yaml").is_file():
+            return folder, path
+    raise ValueError(
+        f"ckpt_path={path}: the config.yaml of its run is not above it, so the model is not known; give the "
+        "checkpoint where training left it, as FOLDER/checkpoints/last.ckpt, or export the run and use model.path="
+    )
+
+
+def run_config(folder: Path) -> DictConfig:
+    """What a run of training left as its config.yaml.
+
+    Raises:
+        ValueError: It is not the folder of such a run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is not the folder of a run (no config.yaml in it)")
+    return _read_settings(folder / "config.yaml")
+
+
+def given_settings(overrides: Sequence[str]) -> list[str]:
+    """Names in the model node that overrides of a command set: model.path=X, model/templates=X, rollout.padding=X."""
+    keys = [override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides]
+    names = [key[len("model") + 1 :] for key in keys if key.startswith(("model.", "model/"))]
+    return names + [key.removeprefix("rollout.") for key in keys if key in ("rollout.padding", "rollout.decoding")]
+
+
+def model_hash(policy: JanusPolicy) -> str:
+    """SHA-256, in hex, over names, types, shapes and bytes of all weights, wherever they are.
+
+    Equal for equal weights, whichever file they came from; an adapter and its merged export differ.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(policy.model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_settings(path: Path) -> DictConfig:
+    cfg = OmegaConf.load(path)
+    if not isinstance(cfg, DictConfig) or "_target_" not in (cfg.get("model") or {}):
+        raise ValueError(f"{path.parent} is not the folder of a training run (its {path.name} names no model)")
+    return cfg
+
+
+def _changed(node: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+    for name, value in settings.items():
+        OmegaConf.update(node, name, value, merge=False, force_add=True)
+    return node
+
+
+def _picked(model: DictConfig | Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The named settings of a model node, those of them that it has."""
+    node = model if isinstance(model, DictConfig) else OmegaConf.create(dict(model))
+    missing = object()
+    found = {name: OmegaConf.select(node, name, default=missing) for name in names}
+    return {name: value for name, value in found.items() if value is not missing}
