@@ -79,6 +79,7 @@ def test_every_yaml_is_reached_by_a_test():
     reached = {f"{root}.yaml" for root in ROOTS}
     reached |= {f"experiment/{name}.yaml" for name in EXPERIMENTS} | {f"debug/{name}.yaml" for name in DEBUGS}
     reached |= {f"hydra/launcher/{name}.yaml" for name in choices_of("hydra/launcher")}  # tests/launching
+    reached |= {f"{g}/{n}.yaml" for g in ("benchmark", "benchmark/judge") for n in choices_of(g)}  # tests/benchmarks
     for root in ROOTS:
         reached |= {f"{group}/{choice}.yaml" for group in defaults_of(root) for choice in choices_of(group)}
     assert {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} == reached

@@ -1,0 +1,310 @@
+"""Asks a vision model about images, through any server of OpenAI's chat completions, many at a time.
+
+The exchange, one POST to `{base_url}/chat/completions` for each image:
+
+    request   {"model": ..., "messages": [{"role": "user", "content": [{"type": "text", "text": ...},
+               {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}]}], "temperature": 0, ...}
+    answer    200 {"choices": [{"message": {"content": "..."}}], "usage": {"prompt_tokens": n, "completion_tokens": n}}
+
+Every usable answer is kept in a file named by the hash of all that decides it, before the next question is asked: what
+was answered once is never paid for twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from egrpo.benchmarks.items import image_fault
+from egrpo.benchmarks.rubric import BadAnswerError, shown
+from egrpo.rewards.http import LONGEST_BACKOFF, LONGEST_RETRY_AFTER, retry_after
+
+MILLION = 1_000_000
+TOLD = 5  # failed questions that a message lists
+
+log = logging.getLogger(__name__)
+Scores = TypeVar("Scores")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One image to judge: `key` names it in messages, `file` is relative to the exported folder."""
+
+    key: str
+    text: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What judging took. Tokens and cost cover kept answers too, paid once; cost is None without prices."""
+
+    asked: int
+    kept: int  # answers that were there already
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    content: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _FailedError(Exception):
+    """A question without a usable answer, after all attempts."""
+
+
+class _RefusedError(_FailedError):
+    """The server will refuse every other question too."""
+
+
+class ChatJudge:
+    """A client of a vision model.
+
+    Args:
+        base_url: `http://HOST:PORT/v1` or `https://HOST/v1`, without user or password.
+        model: Its name there.
+        key_env: Name of the environment variable with the API key, which goes out as "Authorization: Bearer ..." and is
+            never logged or saved; None = the server needs none.
+        concurrency: Questions in flight at most.
+        timeout: Seconds for connecting, and for each wait on the server.
+        retries: Further attempts after connection errors, timeouts, 429, 5xx and answers that cannot be used.
+        backoff: Seconds before the first of them, doubled each time, with jitter of half to one and a half.
+        temperature, max_tokens: Of the answer.
+        prompt_price, completion_price: Of a million tokens, in any currency; None = cost is not told.
+
+    Raises:
+        ValueError: a setting is missing or out of range, or the environment variable is not set.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_env: str | None = None,
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        retries: int = 4,
+        backoff: float = 1.0,
+        temperature: float = 0.0,
+        max_tokens: int = 2000,
+        prompt_price: float | None = None,
+        completion_price: float | None = None,
+    ):
+        self.url, self.model = _checked_url(base_url), model
+        if not model:
+            raise ValueError("the judge has no model: set benchmark.judge.model=NAME, as the server calls it")
+        if min(concurrency, max_tokens) < 1 or retries < 0 or timeout <= 0 or backoff < 0:
+            raise ValueError(
+                f"benchmark.judge: concurrency={concurrency} and max_tokens={max_tokens} must be at least 1, "
+                f"retries={retries} and backoff={backoff} not below 0, timeout={timeout} above 0"
+            )
+        if (prompt_price is None) != (completion_price is None):
+            raise ValueError("benchmark.judge: give both prompt_price and completion_price, or neither")
+        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
+        self.temperature, self.max_tokens = temperature, max_tokens
+        self.prices = None if prompt_price is None or completion_price is None else (prompt_price, completion_price)
+        self._key = _key(key_env)
+        self._jitter = random.Random()  # an own one: the global stream belongs to the experiment
+
+    def ask(
+        self, folder: Path, questions: Sequence[Question], read: Callable[[str], Scores], cache: Path
+    ) -> tuple[dict[str, Scores], Bill]:
+        """Asks what has no kept answer yet.
+
+        Args:
+            folder: Where the questions' files lie.
+            questions: With keys that differ.
+            read: Makes scores of an answer's text, or raises a BadAnswerError.
+            cache: Folder for answers.
+
+        Returns:
+            Scores by key, in the order of the questions, and the bill.
+
+        Raises:
+            ValueError: some questions got no usable answer. All others are kept, and asking again asks only for these.
+        """
+        cache.mkdir(parents=True, exist_ok=True)
+        return asyncio.run(self._ask_all(folder, questions, read, cache))
+
+    async def _ask_all(self, folder, questions, read, cache):
+        places, stop = asyncio.Semaphore(self.concurrency), asyncio.Event()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx.Limits(max_connections=self.concurrency)
+        async with httpx.AsyncClient(headers=headers, timeout=self.timeout, limits=limits) as client:
+
+            async def one(question: Question) -> tuple[Any, _Answer, bool] | _FailedError:
+                async with places:
+                    try:
+                        return await self._one(client, folder, question, read, cache, stop)
+                    except _FailedError as error:
+                        if isinstance(error, _RefusedError):
+                            stop.set()
+                        return error
+
+            outcomes = await asyncio.gather(*map(one, questions))
+        done = {q.key: o for q, o in zip(questions, outcomes) if not isinstance(o, _FailedError)}
+        bill = self._bill(list(done.values()))
+        log.info("%s", self.told(bill))
+        failed = [(q.key, o) for q, o in zip(questions, outcomes) if isinstance(o, _FailedError)]
+        if failed:
+            raise ValueError(self._report(failed, len(questions)))
+        return {key: scores for key, (scores, _, _) in done.items()}, bill
+
+    async def _one(self, client, folder, question, read, cache, stop):
+        """Scores, the answer they are read from, and whether it was kept."""
+        path = folder / question.file
+        fault = image_fault(path)
+        if fault:
+            raise _FailedError(f"the image {path} {fault}")
+        body = self._body(question.text, path)
+        kept = cache / f"{hashlib.sha256(body).hexdigest()}.json"
+        if (answer := _kept(kept)) is not None:
+            try:
+                return read(answer.content), answer, True
+            except BadAnswerError:
+                log.warning("%s holds an answer that is no longer usable; it is asked again", kept)
+        told = "was not asked"
+        for attempt in range(self.retries + 1):
+            if stop.is_set():
+                raise _FailedError(told)
+            wait = min(self.backoff * 2**attempt, LONGEST_BACKOFF) * self._jitter.uniform(0.5, 1.5)
+            try:
+                answer, asked, told = await self._post(client, body)
+                if answer is not None:
+                    scores = read(answer.content)
+                    _keep(kept, answer)
+                    return scores, answer, False
+                wait = max(wait, asked)
+            except BadAnswerError as error:
+                told = str(error)
+            if attempt < self.retries:
+                log.warning("%s: %s; attempt %d in %.1f s", question.key, self._hidden(told), attempt + 2, wait)
+                await asyncio.sleep(wait)
+        raise _FailedError(f"{told}, {self.retries + 1} times" if self.retries else told)
+
+    def _body(self, text: str, path: Path) -> bytes:
+        image = base64.b64encode(path.read_bytes()).decode("ascii")
+        content = [
+            {"type": "text", "text": text},
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+        ]
+        settings = {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        return json.dumps({**settings, "messages": [{"role": "user", "content": content}]}, sort_keys=True).encode()
+
+    async def _post(self, client: httpx.AsyncClient, body: bytes) -> tuple[_Answer | None, float, str]:
+        """An answer, or None with the seconds that the server asks to wait and what went wrong."""
+        try:
+            response = await client.post(self.url, content=body, headers={"Content-Type": "application/json"})
+        except httpx.TransportError as error:
+            return None, 0.0, f"{self.url} did not answer ({type(error).__name__}: {error})"
+        except httpx.HTTPError as error:
+            return None, 0.0, f"{self.url} answered what cannot be read ({type(error).__name__}: {error})"
+        status, text = response.status_code, shown(response.text)
+        if status != 200:
+            fault, asked = f"{self.url} answered status {status}: {text}", retry_after(response)
+            if status in (401, 403, 404):
+                raise _RefusedError(fault)
+            if status != 429 and status < 500:
+                raise _FailedError(fault)
+            if asked > LONGEST_RETRY_AFTER:
+                raise _RefusedError(f"{fault}, and asks to wait {asked:.0f} s")
+            return None, asked, fault
+        try:
+            row = response.json()
+            content, usage = row["choices"][0]["message"]["content"], row.get("usage") or {}
+            tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+            if not isinstance(content, str):
+                raise TypeError("its content is no text")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            return None, 0.0, f"{self.url} answered no chat completion ({type(error).__name__}: {error}): {text}"
+        return _Answer(content, *tokens), 0.0, ""
+
+    def _bill(self, done: Sequence[tuple[Any, _Answer, bool]]) -> Bill:
+        read, written = (sum(getattr(a, n) for _, a, _ in done) for n in ("prompt_tokens", "completion_tokens"))
+        kept = sum(was_kept for _, _, was_kept in done)
+        cost = None if self.prices is None else (read * self.prices[0] + written * self.prices[1]) / MILLION
+        return Bill(len(done) - kept, kept, read, written, cost)
+
+    def told(self, bill: Bill) -> str:
+        """The bill in a sentence."""
+        cost = "no prices given" if bill.cost is None else f"cost {bill.cost:.4f}"
+        return (
+            f"judge {self.model}: {bill.asked} images asked, {bill.kept} answers kept from before; "
+            f"{bill.prompt_tokens} prompt and {bill.completion_tokens} completion tokens in all, {cost}"
+        )
+
+    def _report(self, failed: Sequence[tuple[str, _FailedError]], count: int) -> str:
+        refused = [(key, error) for key, error in failed if isinstance(error, _RefusedError)]
+        lines = [f"  {key}: {self._hidden(str(error))}" for key, error in [*refused, *failed][:TOLD]]
+        return (
+            f"the judge gave no usable answer for {len(failed)} of {count} images; all other answers are kept, so mend "
+            f"what is told below and run again:\n" + "\n".join(dict.fromkeys(lines))
+        )
+
+    def _hidden(self, text: str) -> str:
+        """`text` without the key, which a server may have echoed."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _kept(path: Path) -> _Answer | None:
+    """A kept answer; None where there is none, or half of one."""
+    try:
+        return _Answer(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("%s cannot be used (%s); it is asked again", path, error)
+        return None
+
+
+def _keep(path: Path, answer: _Answer) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(asdict(answer), ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _checked_url(base_url: str) -> str:
+    if not base_url:
+        raise ValueError("the judge has no server: set benchmark.judge.base_url=http://HOST:PORT/v1")
+    try:
+        parts = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"benchmark.judge.base_url={base_url} is no URL: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ValueError(f"benchmark.judge.base_url={base_url}: give http://HOST:PORT/v1 or https://HOST/v1")
+    if parts.userinfo:
+        raise ValueError(
+            f"benchmark.judge.base_url holds a user or password for {parts.host}, which the run's files would keep: "
+            "put the key into an environment variable and name that with benchmark.judge.key_env=..."
+        )
+    return f"{base_url.rstrip('/')}/chat/completions"
+
+
+def _key(variable: str | None) -> str:
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(f"benchmark.judge.key_env={variable}: the environment variable {variable} is not set")
+    if not all("!" <= character <= "~" for character in key):
+        raise ValueError(
+            f"benchmark.judge.key_env={variable}: the value of {variable} cannot stand in a header "
+            "(blanks, line breaks or characters outside ASCII)"
+        )
+    return key
