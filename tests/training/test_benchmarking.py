@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from egrpo.benchmarks import Scores
+from egrpo.training.benchmarking import interleaved
 from tests.training.conftest import Runs, prompts, runs
 from tests.training.pieces import metrics
 
@@ -65,3 +67,24 @@ def test_bad_prompts_are_told_before_training(runs, tmp_path):
     with pytest.raises(ValueError, match="nowhere"):
         runs.run(tmp_path, *BENCHMARK, "callbacks.benchmark.benchmark.prompts=nowhere.jsonl")
     assert not (tmp_path / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("count, world", [(6, 1), (6, 2), (7, 3), (2, 4)])
+def test_what_ranks_draw_comes_back_in_order(count, world):
+    padded = [*range(count), *["filler"] * (-count % world)]
+    assert interleaved([padded[rank::world] for rank in range(world)])[:count] == list(range(count))
+
+
+def test_another_benchmark_is_chosen_by_its_name(runs, tmp_path):
+    cfg = runs.config(tmp_path, "callbacks=benchmark", "benchmark@callbacks.benchmark.benchmark=geneval")
+    callback = instantiate(cfg.callbacks.benchmark)
+    assert (callback.benchmark.name, callback.benchmark.limit) == ("geneval", 128)
+    with pytest.raises(ValueError, match=r"benchmark\.prompts=PATH"):
+        callback.setup(None, None, "fit")
+
+
+@pytest.mark.parametrize("setting", ["batch_size=0", "every_n_train_steps=-1"])
+def test_settings_out_of_range_are_named(setting, runs, tmp_path):
+    cfg = runs.config(tmp_path, "callbacks=benchmark", f"callbacks.benchmark.{setting}")
+    with pytest.raises(Exception, match=setting):
+        instantiate(cfg.callbacks.benchmark)
