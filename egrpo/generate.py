@@ -20,7 +20,7 @@ from egrpo.rewards.placement import pick_device
 def generate(cfg: DictConfig) -> None:
     """Reads prompts, loads the policy, draws what is missing, reports."""
     torch.set_num_threads(cfg.threads)
-    folder = Path(cfg.run_dir)
+    folder, device = Path(cfg.run_dir), pick_device(cfg.model_device)
     prompts = OmegaConf.to_container(cfg.prompts) if OmegaConf.is_config(cfg.prompts) else cfg.prompts
     records = prompt_records(prompts)  # first: bad prompts are told before any model is loaded
     requests = requests_for(records, cfg.num_images)
@@ -30,7 +30,7 @@ def generate(cfg: DictConfig) -> None:
     trained = trained_settings(cfg.ckpt_path) if cfg.ckpt_path else {}
     policy = load_policy(cfg.model, cfg.ckpt_path, given=given_settings(overrides()))
     settings = chosen(policy, cfg.seed, cfg.rollout, trained)
-    policy.to(pick_device(cfg.model_device))
+    policy.to(device)
     if str(cfg.shard).startswith("1/"):  # one of the parts that share the folder
         save_config(cfg, folder)
     print(f"{len(requests)} images into {folder} (after a stop, hydra.run.dir={folder} goes on)", flush=True)

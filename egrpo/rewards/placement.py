@@ -38,13 +38,26 @@ def pick_device(device: str) -> torch.device:
 
     The process's accelerator is that of its local rank, as torchrun, Lightning's launchers (LOCAL_RANK) or SLURM
     (SLURM_LOCALID) number it; a process alone takes torch's current one.
+
+    Raises:
+        ValueError: torch knows no such device, or it is a GPU that is not there.
     """
     if device != "auto":
-        return torch.device(device)
+        return _named_device(device)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
     return torch.device("cuda", torch.cuda.current_device() if local is None else int(local))
+
+
+def _named_device(device: str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device}: torch knows no such device; give auto, cpu or cuda:0") from error
+    if found.type == "cuda" and (count := torch.cuda.device_count()) <= (found.index or 0):
+        raise ValueError(f"device={device}: there is no such GPU (there: {count}); give auto or cpu")
+    return found
 
 
 class Placement:

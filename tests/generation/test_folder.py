@@ -18,6 +18,7 @@ from PIL import Image
 
 from egrpo.generation import run as running
 from egrpo.generation import store as storing
+from egrpo.generation.png import write_whole
 from egrpo.generation.requests import Request
 from egrpo.generation.store import Store
 from tests.generation.conftest import PROMPTS, files_of
@@ -52,13 +53,15 @@ def test_a_picture_tells_what_it_is(whole):
         assert settings["model_hash"] in image.info["model"] and "torch" in image.info["versions"]
 
 
-@pytest.mark.parametrize(
-    "settings", [("batch_size=1",), ("batch_size=7",), ("batch_size=100",), ("shard=2/2", "shard=1/2")]
-)
-def test_files_do_not_depend_on_what_is_drawn_at_once(command, whole, tmp_path, settings):
-    for setting in settings:
-        found = command(tmp_path, PROMPTS, "num_images=3", setting)
-    assert found == whole
+@pytest.mark.parametrize("size", [1, 7])
+def test_files_do_not_depend_on_what_is_drawn_at_once(command, whole, tmp_path, size: int):
+    assert command(tmp_path, PROMPTS, "num_images=3", f"batch_size={size}") == whole
+
+
+def test_processes_that_share_a_folder_leave_the_same_files(command, whole, tmp_path):
+    half = command(tmp_path, PROMPTS, *SETTINGS, "shard=2/2")
+    assert 0 < len(rows_of(half)) < len(rows_of(whole))
+    assert command(tmp_path, PROMPTS, *SETTINGS, "shard=1/2") == whole
 
 
 def test_an_image_does_not_depend_on_other_prompts(command, whole, tmp_path):
@@ -123,6 +126,16 @@ def test_what_is_spoilt_is_drawn_again(command, whole, tmp_path):
     assert command(tmp_path, PROMPTS, *SETTINGS) == whole
 
 
+def test_a_batch_is_drawn_as_it_was_though_one_image_is_missing(command, whole, tmp_path, monkeypatch):
+    command(tmp_path, PROMPTS, *SETTINGS)
+    (tmp_path / rows_of(whole)[5]["file"]).unlink()
+    drawn: list[Any] = []
+    draw = running.draw
+    monkeypatch.setattr(running, "draw", lambda policy, part, *how: drawn.append(part) or draw(policy, part, *how))
+    assert command(tmp_path, PROMPTS, *SETTINGS) == whole
+    assert [[request.file for request in part] for part in drawn] == [[row["file"] for row in rows_of(whole)[4:8]]]
+
+
 def test_more_images_are_added_and_the_sheet_shows_them(command, whole, tmp_path):
     command(tmp_path, PROMPTS, "num_images=2")
     assert command(tmp_path, PROMPTS, *SETTINGS) == whole
@@ -164,6 +177,21 @@ def test_equal_prompts_in_a_file_give_images_that_differ(command, tmp_path, caps
 
 def test_a_name_belongs_to_its_prompt(whole):
     assert all(row["file"] == Request(row["prompt"], row["index"]).file for row in rows_of(whole))
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file"
+    write_whole(path, b"before")
+
+    def cut(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:2])
+        raise Stop
+
+    monkeypatch.setattr(Path, "write_bytes", cut)
+    with pytest.raises(Stop):
+        write_whole(path, b"after")
+    assert path.read_bytes() == b"before"
 
 
 @pytest.mark.slow

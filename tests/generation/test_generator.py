@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -69,6 +70,20 @@ def test_a_run_its_checkpoint_and_its_export_draw_as_it_was_trained(trained, tmp
             assert np.array_equal(np.asarray(picture.image), np.asarray(Image.open(io.BytesIO(own))))
     untouched = Generator().generate("a red circle", 2, cot=False, cfg_weight=1.5)
     assert any(not np.array_equal(a.image, b.image) for a, b in zip(untouched, drawn[0], strict=True))
+
+
+def test_no_pixel_depends_on_how_many_are_decoded(generator, monkeypatch):
+    """A CPU's convolutions round otherwise for another number of images."""
+    generator.generate("a red circle", 1)  # decodes evenly from now on
+    policy, sizes = generator.policy, []
+    codes = torch.randint(
+        0, policy.model.config.vq_config.num_embeddings, (24, 36), generator=torch.Generator().manual_seed(0)
+    )
+    together = policy.decode(codes)
+    decode = policy.model.decode_image_tokens
+    monkeypatch.setattr(policy.model, "decode_image_tokens", lambda part: sizes.append(len(part)) or decode(part))
+    assert torch.equal(torch.cat([policy.decode(part) for part in codes.split(5)]), together)
+    assert len(sizes) == 9 and len(set(sizes)) == 1
 
 
 def test_settings_are_the_given_the_trained_or_the_models(policy, monkeypatch):

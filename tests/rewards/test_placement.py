@@ -85,6 +85,12 @@ def test_devices():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.mark.parametrize("device, told", [("gpu", "torch knows no such device"), ("cuda:77", "there is no such GPU")])
+def test_a_device_that_is_not_there_is_told(device: str, told: str):
+    with pytest.raises(ValueError, match=f"device={device}: {told}"):
+        pick_device(device)
+
+
 @pytest.mark.parametrize(
     "variables, index", [({"LOCAL_RANK": "2", "SLURM_LOCALID": "1"}, 2), ({"SLURM_LOCALID": "3"}, 3), ({}, 5)]
 )
