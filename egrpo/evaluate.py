@@ -41,11 +41,13 @@ def evaluate(cfg: DictConfig) -> None:
         label = state.label if cfg.export or cfg.label else told_label(state.folder)
         if cfg.shard != "1/1" and benchmark.missing(state.folder):
             continue  # the process that draws the last image scores
-        found = assess(state.folder, benchmark, score=cfg.score, read_back=cfg.read_back)
+        only_read = not (cfg.export or cfg.score)
+        found = assess(state.folder, benchmark, score=cfg.score, read_back=cfg.read_back, required=only_read)
         failures |= dict.fromkeys(found.failures)
         if found.scores.results:
             scores[state.step] = rows[label] = found.scores
-    save_config(cfg, folder)
+    if str(cfg.shard).startswith("1/"):  # one of the parts that share the folder
+        save_config(cfg, folder)
     if rows:
         report(cfg, folder, benchmark, scores, beside(rows, others))
     if failures:
@@ -55,10 +57,11 @@ def evaluate(cfg: DictConfig) -> None:
 
 def draw(cfg: DictConfig, benchmark: Benchmark, state: State) -> None:
     """Exports one state's images; its policy is released before anything is scored."""
+    device = pick_device(cfg.model_device)
     policy = state.load()
     trained = trained_settings(cfg.ckpt_path) if cfg.ckpt_path else {}
     settings = chosen(policy, cfg.seed, cfg.rollout, trained)
-    policy.to(pick_device(cfg.model_device))
+    policy.to(device)
     print(f"{state.label}: images into {state.folder} (after a stop, hydra.run.dir={cfg.run_dir} goes on)", flush=True)
     size: dict[str, Any] = {"batch_size": cfg.batch_size, "shard": str(cfg.shard)}
     print(export(state.folder, benchmark, policy, settings, state.label, **size))

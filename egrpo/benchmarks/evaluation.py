@@ -22,7 +22,7 @@ class Assessed:
     failures: Sequence[str]
 
 
-def assess(folder: Path, benchmark: Benchmark, *, score: bool, read_back: bool) -> Assessed:
+def assess(folder: Path, benchmark: Benchmark, *, score: bool, read_back: bool, required: bool = False) -> Assessed:
     """Reads official results back, scores what can be scored here, and keeps both in `scores.json`.
 
     A failure of one loses nothing of the others, nor of what an earlier call found for the same images.
@@ -32,10 +32,11 @@ def assess(folder: Path, benchmark: Benchmark, *, score: bool, read_back: bool) 
         benchmark: Whose layout it has.
         score: Whether anything is scored here.
         read_back: Whether official results are read, where some lie in the folder.
+        required: It is a failure where none do.
     """
     manifest, failures = told_manifest(folder), []
     scores = _kept(folder, benchmark, Scores(benchmark.name, [], manifest=manifest))
-    steps = [benchmark.read_back] if read_back and benchmark.official_files(folder) else []
+    steps = [benchmark.read_back] if read_back and (required or benchmark.official_files(folder)) else []
     steps += [benchmark.score] if score else []
     for step in steps:
         try:

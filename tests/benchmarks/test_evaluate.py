@@ -162,6 +162,8 @@ def test_what_fails_loses_nothing_else(tmp_path):
     settings = overrides_for("t2i_compbench", tmp_path)
     folder = run(tmp_path / "out", *settings, "score=false")
     before = exported(folder)
+    with pytest.raises(ValueError, match="holds no official results"):
+        run(folder, *settings, "score=false", "export=false")
     rows = [{"question_id": i, "answer": str(i / 10)} for i in range(9)]
     result = folder / "color" / "annotation_blip" / "vqa_result.json"
     result.parent.mkdir()
