@@ -13,8 +13,9 @@ from PIL import Image
 
 from egrpo.benchmarks import FolderBenchmark, Scores, T2ICompBench
 from egrpo.benchmarks.export import FILE
+from egrpo.generation import Generator
 from tests.benchmarks.evaluating import exported, overrides_for, run
-from tests.benchmarks.pieces import COLORS, GENEVAL, SPATIAL
+from tests.benchmarks.pieces import COLORS, GENEVAL, SPATIAL, benchmark
 from tests.conftest import REPO
 
 
@@ -84,6 +85,16 @@ def test_an_interrupted_export_goes_on_and_ends_identical(name, tmp_path, monkey
     writes[1].write_bytes(writes[1].read_bytes()[:-20])  # killed while it was written by other means
     run(tmp_path / "parts", *settings)
     assert exported(tmp_path / "parts") == exported(whole)
+
+
+def test_every_image_is_the_one_of_its_prompt_and_number(tmp_path):
+    words = ["benchmark=shapes", "benchmark.limit=3", "benchmark.images_per_prompt=2", "score=false"]
+    folder = run(tmp_path, *words)
+    generator = Generator("shapes", overrides=["model.max_plan_tokens=6"])
+    for item in benchmark("shapes", *words[1:3]).items():
+        for file, drawn in zip(item.files, generator.generate(item.prompt, num_images=2), strict=True):
+            with Image.open(folder / file) as image:
+                assert image.tobytes() == drawn.image.tobytes()
 
 
 def test_parts_share_a_folder_and_the_last_one_scores(shapes, tmp_path, capsys):
@@ -182,6 +193,12 @@ def test_what_fails_loses_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="half-written"):
         run(folder, *settings, "score=false", "export=false")
     assert len(Scores.load(folder).results) == 1  # what was read before
+    result.unlink()
+    other = folder / "spatial" / "labels" / "annotation_obj_detection_2d" / "vqa_result.json"
+    other.parent.mkdir(parents=True)
+    other.write_text(json.dumps(rows[:6]))
+    run(folder, *settings, "score=false", "export=false")
+    assert {r.category: round(r.score, 6) for r in Scores.load(folder).results} == {"color": 0.4, "spatial": 0.25}
 
 
 def test_prompts_that_are_not_there_are_told_before_a_model_is_loaded(tmp_path):
