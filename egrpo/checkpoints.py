@@ -54,6 +54,19 @@ def find_checkpoint(folder: Path, which: str) -> Path:
     return found[-1]
 
 
+def all_checkpoints(folder: Path) -> dict[int, Path]:
+    """Optimizer step -> checkpoint of a run, steps ascending; of several at one step, the first by name.
+
+    Raises:
+        ValueError: the run has none.
+    """
+    paths = sorted(folder.glob("checkpoints/*.ckpt"), reverse=True)
+    found = {int(saved_position(path)["global_step"]): path for path in paths}
+    if not found:
+        raise ValueError(f"{folder}/checkpoints holds no checkpoints (*.ckpt): name the folder of a run that kept some")
+    return dict(sorted(found.items()))
+
+
 def saved_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The trained weights of a checkpoint by their names in the LightningModule, whole, whichever strategy wrote it."""
     if not checkpoint.is_dir():

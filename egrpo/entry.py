@@ -133,6 +133,11 @@ def _keep_traceback(error: BaseException) -> None:
         (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
 
 
+def overrides() -> list[str]:
+    """Those of the command line."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def save_config(cfg: DictConfig, folder: Path) -> None:
     """Leaves the resolved configuration in the run's folder as `config.yaml`; another older one is kept beside it."""
     folder.mkdir(parents=True, exist_ok=True)

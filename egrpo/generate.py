@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from egrpo.entry import run, save_config
+from egrpo.entry import overrides, run, save_config
 from egrpo.generation import batches, chosen, fill, prompt_records, requests_for, summary
 from egrpo.policies import given_settings, load_policy, trained_settings
 from egrpo.rewards.placement import pick_device
@@ -40,11 +39,6 @@ def generate(cfg: DictConfig) -> None:
     new, before = fill(folder, policy, label, settings, requests, parts, sheets=cfg.sheets)
     print(summary(new, before, len(requests), time.monotonic() - start))
     print(folder)
-
-
-def overrides() -> list[str]:
-    """Those of the command line."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 if __name__ == "__main__":

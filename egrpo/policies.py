@@ -53,6 +53,14 @@ def policy_of_run(folder: Path, checkpoint: Path, changed: Mapping[str, Any] | N
     return policy
 
 
+def load_untouched(
+    model: DictConfig | Mapping[str, Any], ckpt_path: str | Path, *, given: Sequence[str] = ()
+) -> JanusPolicy:
+    """The policy that a run began with; arguments and errors as in `load_policy`."""
+    folder, _ = run_of(ckpt_path)
+    return built(_changed(run_config(folder).model, _picked(model, [*KEPT, *given])))
+
+
 def is_export(path: str | Path) -> bool:
     """Whether it is the folder of a run's export, which tells how its model is set."""
     return (Path(path) / EXPORTED).is_file()

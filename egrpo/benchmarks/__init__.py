@@ -7,7 +7,7 @@ from egrpo.benchmarks.geneval import GenEval
 from egrpo.benchmarks.items import FolderError, Item, Problem
 from egrpo.benchmarks.judge import ChatJudge
 from egrpo.benchmarks.manifest import Manifest
-from egrpo.benchmarks.results import Result, Scores
+from egrpo.benchmarks.results import Result, Scores, ScoringError
 from egrpo.benchmarks.rubric import Rubric
 from egrpo.benchmarks.t2i_compbench import OfficialFile, T2ICompBench, ThreeInOne
 from egrpo.benchmarks.table import Published, Table, TableLayout, build_table
@@ -29,6 +29,7 @@ __all__ = [
     "Rubric",
     "Scorer",
     "Scores",
+    "ScoringError",
     "T2ICompBench",
     "Table",
     "TableLayout",

@@ -10,16 +10,26 @@ from typing import Protocol
 
 from PIL import Image
 
-from egrpo.benchmarks.items import FolderError, Item, Problem, check_images, in_turn, missing_images, read_images
+from egrpo.benchmarks.items import (
+    FolderError,
+    Item,
+    Problem,
+    check_images,
+    in_turn,
+    missing_images,
+    read_images,
+    spread,
+)
 from egrpo.benchmarks.items import write_image as _write_image
-from egrpo.benchmarks.results import Result, Scores, by_prompt, with_overall
+from egrpo.benchmarks.results import Result, Scores, ScoringError, by_prompt, with_overall
 from egrpo.benchmarks.table import TableLayout
 from egrpo.data import read_prompts
 from egrpo.paths import resolve
-from egrpo.rewards.base import Reward
+from egrpo.rewards.base import Reward, RewardError
 from egrpo.rewards.measuring import measure
 
 log = logging.getLogger(__name__)
+FAILURES = (ValueError, OSError, RewardError)  # of one scorer, which say nothing about the others
 
 
 class Benchmark(Protocol):
@@ -31,6 +41,9 @@ class Benchmark(Protocol):
     def items(self) -> list[Item]:
         """What is to be drawn, in order. Raises a ValueError where the user's prompts cannot be used."""
 
+    def official_files(self, folder: Path) -> list[Path]:
+        """What official evaluators left in the folder."""
+
     def write_image(self, folder: Path, item: Item, number: int, image: Image.Image) -> None:
         """Puts one image where the official evaluator looks for it, with all that belongs to it."""
 
@@ -41,7 +54,12 @@ class Benchmark(Protocol):
         """All that keeps the folder from being scored."""
 
     def score(self, folder: Path) -> Scores:
-        """Scores what can be scored here. Raises a FolderError where `check` finds something."""
+        """Scores what can be scored here.
+
+        Raises:
+            FolderError: `check` finds something.
+            ScoringError: a scorer failed; the error holds what the others gave.
+        """
 
     def read_back(self, folder: Path) -> Scores:
         """What official evaluators left in the folder. Raises a ValueError where it is incomplete or none is there."""
@@ -73,6 +91,7 @@ class FolderBenchmark:
         equal_weights: The overall score is the plain mean over the categories in `expected`; excludes `weights`.
         expected: Category -> number of prompts in the whole official set, told where fewer are scored.
         batch_size: Images held in memory at once.
+        limit: Only so many prompts, spread evenly over all of them; None = all. Official evaluators want all.
     """
 
     name = ""
@@ -87,9 +106,12 @@ class FolderBenchmark:
         equal_weights: bool = False,
         expected: Mapping[str, int] | None = None,
         batch_size: int = 64,
+        limit: int | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"benchmark.batch_size={batch_size}: give at least 1")
+        if limit is not None and limit < 1:
+            raise ValueError(f"benchmark.limit={limit}: give at least 1, or null for all prompts")
         self.table, self.weights, self.expected = table, dict(weights or {}), dict(expected or {})
         if equal_weights:
             self.weights = {category: 1 / len(self.expected) for category in self.expected}
@@ -97,12 +119,20 @@ class FolderBenchmark:
         unknown = sorted(set(self.scored_by.values()) - set(self.scorers))
         if unknown:
             raise ValueError(f"benchmark.scored_by names {unknown}, but benchmark.scorers has {sorted(self.scorers)}")
-        self.batch_size = batch_size
+        self.batch_size, self.limit = batch_size, limit
         self._loaded: dict[str, Reward] = {}
 
     def items(self) -> list[Item]:
         """See `Benchmark`."""
+        return spread(self.all_items(), self.limit)
+
+    def all_items(self) -> list[Item]:
+        """Every prompt of the benchmark, whatever the limit. Raises as `items`."""
         raise NotImplementedError
+
+    def official_files(self, folder: Path) -> list[Path]:
+        """See `Benchmark`."""
+        return []
 
     def read_back(self, folder: Path) -> Scores:
         """See `Benchmark`."""
@@ -123,12 +153,18 @@ class FolderBenchmark:
     def score(self, folder: Path) -> Scores:
         """See `Benchmark`."""
         self.require(folder)
-        results = []
+        results: list[Result] = []
+        faults: dict[str, list[str]] = {}
         for category, items in by_category(self.items()).items():
-            if category in self.scored_by:
-                results.append(self.score_category(folder, category, items))
-            else:
+            if category not in self.scored_by:
                 log.warning("%s of %s cannot be scored here: run the official evaluator on it", category, self.name)
+                continue
+            try:
+                results.append(self.score_category(folder, category, items))
+            except FAILURES as error:
+                faults.setdefault(str(error), []).append(category)
+        if faults:
+            raise ScoringError(self.scores(results), faults)
         return self.scores(results)
 
     def require(self, folder: Path) -> None:
@@ -205,7 +241,7 @@ class PromptBenchmark(FolderBenchmark):
         self.prompts, self.name, self.images_per_prompt = prompts, name, images_per_prompt
         self.category_key, self.leave_out = category_key, set(leave_out)
 
-    def items(self) -> list[Item]:
+    def all_items(self) -> list[Item]:
         """Every prompt: `images/{line:05d}_{k:02d}.png`, lines counted from 0 over the whole file."""
         items = []
         for number, record in enumerate(read_prompts(self.prompts)):

@@ -41,7 +41,7 @@ class GenEval(FolderBenchmark):
             raise ValueError(f"benchmark.images_per_prompt={images_per_prompt}: give at least 1")
         self.prompts, self.images_per_prompt, self.method = prompts, images_per_prompt, method
 
-    def items(self) -> list[Item]:
+    def all_items(self) -> list[Item]:
         """Every line: `{line:05d}/samples/{k:04d}.png`, its metadata beside it, and `grid.png`.
 
         Raises:
@@ -82,6 +82,10 @@ class GenEval(FolderBenchmark):
         fault = f"belongs to no prompt (one of {len(strange)}), and the official evaluator would read it"
         mend = "delete it, or name the prompts it was made from"
         return super().check(folder) + [Problem(f"{name}/", fault, mend) for name in strange[:1]]
+
+    def official_files(self, folder: Path) -> list[Path]:
+        """See `Benchmark`."""
+        return [path for path in [folder / RESULTS] if path.is_file()]
 
     def read_back(self, folder: Path) -> Scores:
         """The official `results.jsonl`, which belongs into the folder.

@@ -140,6 +140,13 @@ def read_images(folder: Path, paths: Sequence[str]) -> list[Image.Image]:
     return images
 
 
+def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most `limit` items, evenly over all of them and always the same; None = all."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[place * len(items) // limit] for place in range(limit)]
+
+
 def in_turn(items: Sequence[Item], size: int) -> Iterator[list[tuple[Item, str]]]:
     """Item and path of every image, at most `size` at a time, items and files in order."""
     pairs = [(item, path) for item in items for path in item.files]

@@ -20,12 +20,13 @@ import logging
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
+from egrpo.benchmarks.answers import Answer, keep_answer, kept_answer
 from egrpo.benchmarks.items import image_fault
 from egrpo.benchmarks.rubric import BadAnswerError, shown
 from egrpo.rewards.http import LONGEST_BACKOFF, LONGEST_RETRY_AFTER, retry_after
@@ -55,13 +56,6 @@ class Bill:
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
-
-
-@dataclass(frozen=True)
-class _Answer:
-    content: str
-    prompt_tokens: int
-    completion_tokens: int
 
 
 class _FailedError(Exception):
@@ -148,7 +142,7 @@ class ChatJudge:
         limits = httpx.Limits(max_connections=self.concurrency)
         async with httpx.AsyncClient(headers=headers, timeout=self.timeout, limits=limits) as client:
 
-            async def one(question: Question) -> tuple[Any, _Answer, bool] | _FailedError:
+            async def one(question: Question) -> tuple[Any, Answer, bool] | _FailedError:
                 async with places:
                     try:
                         return await self._one(client, folder, question, read, cache, stop)
@@ -174,7 +168,7 @@ class ChatJudge:
             raise _FailedError(f"the image {path} {fault}")
         body = self._body(question.text, path)
         kept = cache / f"{hashlib.sha256(body).hexdigest()}.json"
-        if (answer := _kept(kept)) is not None:
+        if (answer := kept_answer(kept)) is not None:
             try:
                 return read(answer.content), answer, True
             except BadAnswerError:
@@ -188,7 +182,7 @@ class ChatJudge:
                 answer, asked, told = await self._post(client, body)
                 if answer is not None:
                     scores = read(answer.content)
-                    _keep(kept, answer)
+                    keep_answer(kept, answer)
                     return scores, answer, False
                 wait = max(wait, asked)
             except BadAnswerError as error:
@@ -207,7 +201,7 @@ class ChatJudge:
         settings = {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
         return json.dumps({**settings, "messages": [{"role": "user", "content": content}]}, sort_keys=True).encode()
 
-    async def _post(self, client: httpx.AsyncClient, body: bytes) -> tuple[_Answer | None, float, str]:
+    async def _post(self, client: httpx.AsyncClient, body: bytes) -> tuple[Answer | None, float, str]:
         """An answer, or None with the seconds that the server asks to wait and what went wrong."""
         try:
             response = await client.post(self.url, content=body, headers={"Content-Type": "application/json"})
@@ -233,9 +227,9 @@ class ChatJudge:
                 raise TypeError("its content is no text")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             return None, 0.0, f"{self.url} answered no chat completion ({type(error).__name__}: {error}): {text}"
-        return _Answer(content, *tokens), 0.0, ""
+        return Answer(content, *tokens), 0.0, ""
 
-    def _bill(self, done: Sequence[tuple[Any, _Answer, bool]]) -> Bill:
+    def _bill(self, done: Sequence[tuple[Any, Answer, bool]]) -> Bill:
         read, written = (sum(getattr(a, n) for _, a, _ in done) for n in ("prompt_tokens", "completion_tokens"))
         kept = sum(was_kept for _, _, was_kept in done)
         cost = None if self.prices is None else (read * self.prices[0] + written * self.prices[1]) / MILLION
@@ -260,23 +254,6 @@ class ChatJudge:
     def _hidden(self, text: str) -> str:
         """`text` without the key, which a server may have echoed."""
         return text.replace(self._key, "***") if self._key else text
-
-
-def _kept(path: Path) -> _Answer | None:
-    """A kept answer; None where there is none, or half of one."""
-    try:
-        return _Answer(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        log.warning("%s cannot be used (%s); it is asked again", path, error)
-        return None
-
-
-def _keep(path: Path, answer: _Answer) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(answer), ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _checked_url(base_url: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 PACKAGES = ("egrpo", "torch", "transformers", "numpy", "pillow")
 BLOCK = 1 << 20  # bytes
+HASH_LENGTH = 64  # hex digits of a SHA-256
 EXPECTED_TO_DIFFER = ("model",)  # two models are what one compares
 
 
@@ -46,7 +47,7 @@ def differences(first: Manifest, second: Manifest) -> list[str]:
     """Every setting in which two manifests differ, other than the model: "cfg_weight: 5.0 and 1.0"."""
     a, b = _flat(asdict(first)), _flat(asdict(second))
     return [
-        f"{name}: {a.get(name, 'not told')} and {b.get(name, 'not told')}"
+        f"{name}: {_shown(a.get(name, 'not told'))} and {_shown(b.get(name, 'not told'))}"
         for name in dict.fromkeys([*a, *b])
         if name not in EXPECTED_TO_DIFFER and a.get(name) != b.get(name)
     ]
@@ -100,6 +101,11 @@ def text_hash(*texts: str) -> str:
         digest.update(f"{len(data)} ".encode())
         digest.update(data)
     return digest.hexdigest()
+
+
+def _shown(value: Any) -> Any:
+    """A hash by its first digits; all else as it is."""
+    return value[:12] if isinstance(value, str) and len(value) == HASH_LENGTH and value.isalnum() else value
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

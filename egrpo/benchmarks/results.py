@@ -115,6 +115,15 @@ class Scores:
         )
 
 
+class ScoringError(ValueError):
+    """Some categories could not be scored; `scores` holds all others."""
+
+    def __init__(self, scores: Scores, faults: Mapping[str, Sequence[str]]) -> None:
+        self.scores = scores
+        lines = [f"{', '.join(names)} of {scores.benchmark} cannot be scored: {told}" for told, names in faults.items()]
+        super().__init__("\n".join(lines))
+
+
 def with_overall(results: Sequence[Result], weights: Mapping[str, float]) -> list[Overall]:
     """The weighted sum for every method that has a result for each category in `weights`; none without weights."""
     sums = []

@@ -89,7 +89,7 @@ class T2ICompBench(FolderBenchmark):
         self.prompts, self.categories = prompts, list(categories)
         self.images_per_prompt, self.official, self.three_in_one = images_per_prompt, dict(official), three_in_one
 
-    def items(self) -> list[Item]:
+    def all_items(self) -> list[Item]:
         """Every prompt of every category there is: `{category}/samples/{prompt}_{number:06d}.png`.
 
         Raises:
@@ -168,6 +168,11 @@ class T2ICompBench(FolderBenchmark):
         return self.result(
             category, items, values, "3-in-1", "; ".join(dict.fromkeys(t for t in [three.stand_in, *told] if t))
         )
+
+    def official_files(self, folder: Path) -> list[Path]:
+        """See `Benchmark`."""
+        found = [first_of(folder / category, official.files) for category, official in self.official.items()]
+        return [path for path in found if path is not None]
 
     def read_back(self, folder: Path) -> Scores:
         """What official evaluators left in the categories' folders.

@@ -58,7 +58,7 @@ class Wise(FolderBenchmark):
         self.parts = {category: (first, last) for category, (first, last) in parts.items()}
         self.official, self.stand_in, self.name = official, stand_in, name
 
-    def items(self) -> list[Item]:
+    def all_items(self) -> list[Item]:
         """Every prompt of every file there is, by prompt_id: `{prompt_id}.png`.
 
         Raises:
@@ -107,6 +107,11 @@ class Wise(FolderBenchmark):
         scores = self.scores(self._results(items, values, judge.model, self.stand_in))
         return Scores(self.name, scores.results, scores.overall, {"judge": asdict(bill)})
 
+    def official_files(self, folder: Path) -> list[Path]:
+        """See `Benchmark`."""
+        files = sorted({p for name in ("*results*.jsonl", "*scores*.jsonl") for p in folder.rglob(name)})
+        return [path for path in files if OWN not in path.relative_to(folder).parts]
+
     def read_back(self, folder: Path) -> Scores:
         """Official results: every `*results*.jsonl` and `*scores*.jsonl` in the folder and below.
 
@@ -114,8 +119,7 @@ class Wise(FolderBenchmark):
             ValueError: there are none, an image is not scored or twice in different ways, the official judge failed for
                 one, or a score is out of range.
         """
-        files = sorted({p for name in ("*results*.jsonl", "*scores*.jsonl") for p in folder.rglob(name)})
-        files = [path for path in files if OWN not in path.relative_to(folder).parts]
+        files = self.official_files(folder)
         if not files:
             raise ValueError(f"{folder} holds no official WISE results (*_scores*.jsonl): run the official evaluator")
         values: dict[str, float] = {}

@@ -1,17 +1,20 @@
 """Images of prompts: which are asked for, drawing them, and a folder that keeps them."""
 
-from egrpo.generation.drawing import DrawSettings, Picture, chosen, draw, identity
+from egrpo.generation.drawing import DrawSettings, Picture, chosen, circumstances, draw, identity
 from egrpo.generation.generator import Generator
 from egrpo.generation.requests import Request, batches, prompt_records, requests_for
-from egrpo.generation.run import fill, summary
+from egrpo.generation.run import BAR, device_name, fill, summary
 
 __all__ = [
+    "BAR",
     "DrawSettings",
     "Generator",
     "Picture",
     "Request",
     "batches",
     "chosen",
+    "circumstances",
+    "device_name",
     "draw",
     "fill",
     "identity",

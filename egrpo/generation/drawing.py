@@ -82,8 +82,12 @@ def chosen(
 
 def identity(policy: JanusPolicy, settings: DrawSettings) -> dict[str, Any]:
     """All that decides what a prompt and an index become, as plain values that JSON keeps."""
+    return {"model_hash": model_hash(policy), **circumstances(policy, settings)}
+
+
+def circumstances(policy: JanusPolicy, settings: DrawSettings) -> dict[str, Any]:
+    """The same without the weights."""
     return {
-        "model_hash": model_hash(policy),
         **asdict(settings),
         "templates": asdict(policy.templates),
         "max_plan_tokens": policy.max_plan_tokens,

@@ -35,7 +35,9 @@ def composed(root: str, *overrides: str) -> DictConfig:
     """
     own = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
     assert isinstance(own, dict)
-    places = [f"{key}=a_folder" for key in ("run_dir", "source", "target", "run", "prompts") if key in own]
+    places = [
+        f"{key}=a_folder" for key in ("run_dir", "source", "target", "run", "prompts", "model_name") if key in own
+    ]
     places += [
         f"{group}={choices_of(group)[0]}"
         for group, choice in defaults_of(root).items()
@@ -82,12 +84,25 @@ def choices_of(group: str) -> list[str]:
 
 
 def group_choices(root: str) -> list[str]:
-    """An override a choice, for all groups of the root: "cot=off", "reward=[shapes_strict]"."""
+    """An override a choice, for all groups of the root: "cot=off", "reward=[shapes_strict]".
+
+    Groups within a group are left out where the default choice has none; the choices that have them bring one each.
+    """
     return [
         f"{group}=[{choice}]" if isinstance(default, list) else f"{group}={choice}"
         for group, default in defaults_of(root).items()
+        if is_within_default(root, group)
         for choice in choices_of(group)
     ]
+
+
+def is_within_default(root: str, group: str) -> bool:
+    """Whether the group is the root's own, or one that the default choice of the group above it names."""
+    above, _, name = group.rpartition("/")
+    choice = defaults_in(f"{root}.yaml").get(above)
+    if group in defaults_in(f"{root}.yaml") or not isinstance(choice, str) or choice == "???":
+        return True
+    return name in defaults_in(f"{above}/{choice}.yaml")
 
 
 def root_of(experiment: str) -> str:
