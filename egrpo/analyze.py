@@ -28,7 +28,7 @@ from egrpo.entry import run, save_config
 def analyze(cfg: DictConfig) -> None:
     """Trains what is missing, draws, scores, stores, reports."""
     folder, work = Path(cfg.run_dir), work_of(cfg)
-    processes = number_of_processes(cfg.processes, cfg.device)
+    processes = number_of_processes(cfg.processes, cfg.model_device)
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     description(cfg, work, overrides)  # a wrong name is told before hours of drawing
     with alone(folder, "the study in"):

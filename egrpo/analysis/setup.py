@@ -38,7 +38,7 @@ def work_of(cfg: DictConfig) -> Work:
         sampling=Sampling(seed=cfg.seed, **how),
         ensemble=plain["ensemble"],
         judges=plain["judge"],
-        device=cfg.device,
+        device=cfg.model_device,
         threads=cfg.threads,
     )
 
