@@ -103,7 +103,9 @@ class GRPOModule(LightningModule):
             rollout = self.sample(records, self.global_step // self.objective.updates_per_rollout)
         grouped, _ = own_samples(records, settings)
         images = to_images(rollout.pixels)
-        with beside(settings.overlap_rewards, self.rewards, images, grouped) as rewards:
+        overlap = settings.overlap_rewards
+        overlap = self.device.type == "cpu" if overlap is None else overlap
+        with beside(overlap, self.rewards, images, grouped) as rewards:
             with self.clock("reference"):
                 ref_logps = self.reference_logps(rollout)
             with self.clock("rewards"):  # what is left to wait for

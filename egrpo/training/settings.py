@@ -36,7 +36,8 @@ class RolloutSettings:
             fit), "shard" = layer by layer at every token, all ranks in step.
         group_across_ranks: Every rank gets all prompts of a step and draws an equal part of their samples, so that the
             samples of a prompt may lie on several ranks; False = whole groups on a rank.
-        overlap_rewards: The rewards judge in a thread while the reference scores; the results are the same.
+        overlap_rewards: The rewards judge in a thread while the reference scores; the results are the same. None = on a
+            CPU: small kernels of an accelerator are launched more slowly by two threads.
 
     Raises:
         ValueError: a setting is out of range.
@@ -51,7 +52,7 @@ class RolloutSettings:
     batch_size: int | None = None
     gather: str = "full"
     group_across_ranks: bool = False
-    overlap_rewards: bool = True
+    overlap_rewards: bool | None = None
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
