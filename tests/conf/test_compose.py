@@ -43,7 +43,7 @@ PRETRAIN_KEYS = {
 }
 ANALYZE_KEYS = {
     *("seed", "run_dir", "prompts", "splits", "num_prompts", "plans_per_prompt", "images_per_plan", "plain_images"),
-    *("processes", "device", "threads", "settings", "model", "rollout", "report", "entropy_policy", "logger"),
+    *("processes", "model_device", "threads", "settings", "model", "rollout", "report", "entropy_policy", "logger"),
     *("reward", "judge", "ensemble", "reward_models", "reward_dtype", "detector_quirks", "orm_mode"),
 }
 ROOT_KEYS = {
