@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +67,9 @@ def fill(
         total=len(own), initial=sum(k in done for k in own), desc="images", unit=" images", bar_format=BAR
     ) as bar:
         for part in parts:
-            missing = [number for number, request in enumerate(part) if request.key not in done]
-            if not missing:
-                continue
-            pictures = draw(policy, part, settings, about)
-            requested = [part[number] for number in missing]
-            if sheet:
-                sheet.outdate(requested)
-            done |= store.add(requested, [pictures[number] for number in missing])
-            new += len(missing)
-            bar.update(len(missing))
-            if sheet:
-                sheet.make(requested)
+            added = add_missing(store, policy, part, settings, about, done, sheet)
+            new += added
+            bar.update(added)
     store.finish()
     if sheet:
         if len(own) < len(requests):
@@ -86,6 +77,29 @@ def fill(
         sheet.make(requests)
     store.tidy()
     return new, before
+
+
+def add_missing(
+    store: Store,
+    policy: JanusPolicy,
+    part: Sequence[Request],
+    settings: DrawSettings,
+    about: Mapping[str, str],
+    done: dict[tuple[str, int], Row],
+    sheet: Sheets | None,
+) -> int:
+    """Draws a part where some of it is missing in `done`, puts that in place, in `done` and on sheets; how many."""
+    missing = [number for number, request in enumerate(part) if request.key not in done]
+    if not missing:
+        return 0
+    pictures = draw(policy, part, settings, about)
+    requested = [part[number] for number in missing]
+    if sheet:
+        sheet.outdate(requested)
+    done |= store.add(requested, [pictures[number] for number in missing])
+    if sheet:
+        sheet.make(requested)
+    return len(missing)
 
 
 class Sheets:

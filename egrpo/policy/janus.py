@@ -188,13 +188,7 @@ class JanusPolicy(nn.Module):
             text, truncated = None, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
             plans: list[str] | list[None] = [None] * len(prompts)
             if cot:
-                reasoning = [self.reasoning_ids(prompt) for prompt in prompts[::shared]]
-                unguided = replace(how, cfg_weight=1.0)
-                own = [(*key[:3], key[3] // shared) for key in keys[::shared]]
-                sampler = self._sampler(None if greedy else own, chunks(len(own), chunk))
-                text, truncated = sampler.text(reasoning, self.max_plan_tokens, self.tokenizer.eos_token_id, unguided)
-                rows = torch.arange(len(prompts), device=self.device) // shared
-                text, truncated = text[rows], truncated[rows]
+                text, truncated = self._draw_plans(prompts, keys, shared, how, chunk)
                 plans = self._decode_plans(text)
             contexts = [self.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
             sampler = self._sampler(None if greedy else keys, chunks(len(prompts), chunk))
@@ -203,6 +197,18 @@ class JanusPolicy(nn.Module):
         guidance = cfg_weight if guided_logps else 1.0
         written = [plan or "" for plan in plans]
         return Rollout(prompts, written, truncated, text, image, pixels, guidance)
+
+    def _draw_plans(
+        self, prompts: list[str], keys: list[SampleKey], shared: int, how: Drawing, chunk: int | None
+    ) -> tuple[Segment, Tensor]:
+        """Plans of N prompts, and which were cut, [N] bool; `shared` rows that follow each other have one plan."""
+        own = [(*key[:3], key[3] // shared) for key in keys[::shared]]
+        sampler = self._sampler(None if how.greedy else own, chunks(len(own), chunk))
+        reasoning = [self.reasoning_ids(prompt) for prompt in prompts[::shared]]
+        unguided = replace(how, cfg_weight=1.0)
+        text, truncated = sampler.text(reasoning, self.max_plan_tokens, self.tokenizer.eos_token_id, unguided)
+        rows = torch.arange(len(prompts), device=self.device) // shared
+        return text[rows], truncated[rows]
 
     def score(
         self, rollout: Rollout, *, temperature: float = 1.0, entropy: bool = True, segment: str | None = None
