@@ -17,7 +17,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from egrpo.benchmarks.answers import Answer, keep_answer, kept_answer
 from egrpo.benchmarks.items import image_fault
 from egrpo.benchmarks.rubric import BadAnswerError, shown
 from egrpo.rewards.http import LONGEST_BACKOFF, LONGEST_RETRY_AFTER, retry_after
+from egrpo.servers import checked_url, secret
 
 MILLION = 1_000_000
 TOLD = 5  # failed questions that a message lists
@@ -100,7 +100,7 @@ class ChatJudge:
         prompt_price: float | None = None,
         completion_price: float | None = None,
     ):
-        self.url, self.model = _checked_url(base_url), model
+        self.url, self.model = _chat_url(base_url), model
         if not model:
             raise ValueError("the judge has no model: set benchmark.judge.model=NAME, as the server calls it")
         if min(concurrency, max_tokens) < 1 or retries < 0 or timeout <= 0 or backoff < 0:
@@ -113,7 +113,7 @@ class ChatJudge:
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         self.temperature, self.max_tokens = temperature, max_tokens
         self.prices = None if prompt_price is None or completion_price is None else (prompt_price, completion_price)
-        self._key = _key(key_env)
+        self._key = secret(key_env, "benchmark.judge.key_env")
         self._jitter = random.Random()  # an own one: the global stream belongs to the experiment
 
     def ask(
@@ -256,32 +256,8 @@ class ChatJudge:
         return text.replace(self._key, "***") if self._key else text
 
 
-def _checked_url(base_url: str) -> str:
+def _chat_url(base_url: str) -> str:
     if not base_url:
         raise ValueError("the judge has no server: set benchmark.judge.base_url=http://HOST:PORT/v1")
-    try:
-        parts = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"benchmark.judge.base_url={base_url} is no URL: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise ValueError(f"benchmark.judge.base_url={base_url}: give http://HOST:PORT/v1 or https://HOST/v1")
-    if parts.userinfo:
-        raise ValueError(
-            f"benchmark.judge.base_url holds a user or password for {parts.host}, which the run's files would keep: "
-            "put the key into an environment variable and name that with benchmark.judge.key_env=..."
-        )
-    return f"{base_url.rstrip('/')}/chat/completions"
-
-
-def _key(variable: str | None) -> str:
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(f"benchmark.judge.key_env={variable}: the environment variable {variable} is not set")
-    if not all("!" <= character <= "~" for character in key):
-        raise ValueError(
-            f"benchmark.judge.key_env={variable}: the value of {variable} cannot stand in a header "
-            "(blanks, line breaks or characters outside ASCII)"
-        )
-    return key
+    url = checked_url(base_url, "benchmark.judge.base_url", "benchmark.judge.key_env", "/v1")
+    return f"{url.rstrip('/')}/chat/completions"

@@ -15,7 +15,6 @@ import base64
 import io
 import json
 import logging
-import os
 import random
 import time
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from egrpo.rewards.base import PartialRewardError
+from egrpo.servers import checked_url, secret
 from egrpo.types import PromptRecord
 
 LONGEST_BACKOFF = 60.0  # seconds
@@ -75,7 +75,7 @@ class HTTPReward:
         headers: Mapping[str, str] | None = None,
         token_env: str | None = None,
     ):
-        self.url = _checked_url(url)
+        self.url = _server_url(url)
         at_least = {"batch_size": (batch_size, 1), "concurrency": (concurrency, 1), "retries": (retries, 0)}
         for name, (value, least) in at_least.items():
             if value < least:
@@ -84,7 +84,7 @@ class HTTPReward:
             raise ValueError(f"reward.http.reward: timeout={timeout} must be above 0, backoff={backoff} not below")
         self.batch_size, self.concurrency = batch_size, concurrency
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
-        self._token = _token(token_env)
+        self._token = secret(token_env, "reward.http.reward.token_env")
         self._headers = httpx.Headers({**(headers or {}), "Content-Type": "application/json"})
         if self._token:
             self._headers["Authorization"] = f"Bearer {self._token}"
@@ -203,35 +203,10 @@ def retry_after(response: httpx.Response) -> float:
         return 0.0
 
 
-def _checked_url(url: str) -> str:
+def _server_url(url: str) -> str:
     if not url:
         raise ValueError("the http reward has no server: set reward.http.reward.url=http://HOST:PORT/PATH")
-    try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"reward.http.reward.url={url} is no URL: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise ValueError(f"reward.http.reward.url={url}: give http://HOST:PORT/PATH or https://HOST/PATH")
-    if parts.userinfo:
-        raise ValueError(
-            f"reward.http.reward.url holds a user or password for {parts.host}, which the run's files would keep: "
-            "put a token into an environment variable and name that with reward.http.reward.token_env=..."
-        )
-    return str(url)
-
-
-def _token(variable: str | None) -> str:
-    if not variable:
-        return ""
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise ValueError(f"reward.http.reward.token_env={variable}: the environment variable {variable} is not set")
-    if not all("!" <= character <= "~" for character in token):
-        raise ValueError(
-            f"reward.http.reward.token_env={variable}: the value of {variable} cannot stand in a header "
-            "(blanks, line breaks or characters outside ASCII)"
-        )
-    return token
+    return checked_url(url, "reward.http.reward.url", "reward.http.reward.token_env", "/PATH")
 
 
 def _fault(value: Any, position: int) -> str:
