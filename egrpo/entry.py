@@ -132,6 +132,14 @@ def _keep_traceback(error: BaseException) -> None:
         (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
 
 
+def composition() -> dict[str, Any]:
+    """How the present run was put together: its overrides, and the choice of every group; empty outside Hydra."""
+    if not HydraConfig.initialized():
+        return {}
+    hydra_cfg = HydraConfig.get()
+    return {"overrides": list(hydra_cfg.overrides.task), "choices": dict(hydra_cfg.runtime.choices)}
+
+
 def save_config(cfg: DictConfig, folder: Path) -> None:
     """Leaves the resolved configuration in the run's folder as `config.yaml`; another older one is kept beside it."""
     folder.mkdir(parents=True, exist_ok=True)
