@@ -30,8 +30,11 @@ class JobError(ValueError):
     """A job of a sweep failed."""
 
 
-def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Runs `task` under Hydra with `conf/<config_name>.yaml`; on an expected error prints one sentence and exits 1."""
+def run(task: Callable[[DictConfig], Any], config_name: str, folder: str = "") -> None:
+    """Runs `task` under Hydra with `conf/<config_name>.yaml`; on an expected error prints one sentence and exits 1.
+
+    `folder`, within `conf`, is for a root with a key that is named like a group: Hydra would take its override for one.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; telling them is our part
 
     @functools.wraps(task)
@@ -52,7 +55,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         raise failure  # out here it does not hold on to the failed run's model while the sweep goes on
 
     prepare_rank()
-    entry = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)
+    entry = hydra.main(version_base="1.3", config_path=str(Path(config_dir()) / folder), config_name=config_name)(job)
     try:
         entry()
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -86,6 +89,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are the same on all ranks
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # torchrun starts our processes
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # of figures' PDFs
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 

@@ -63,22 +63,29 @@ def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat_settings({k: v for k, v in settings.items() if k not in REPEATED}, "/")
 
 
+def decisive_settings(settings: Mapping[str, Any], free: Sequence[str] = NEVER_TOLD) -> dict[str, Any]:
+    """What decides a run's numbers, flat: two runs in which all of it is equal are the same run."""
+    flat = _without_place(settings)
+    return {k: v for k, v in flat.items() if not any(k == key or k.startswith(key + ".") for key in free)}
+
+
 def _differences(cfg: DictConfig, folder: Path, free: Sequence[str]) -> list[str]:
     before = folder / "config.yaml"
     if not before.is_file():
         return []
-    old, new = (_without_place(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(before), cfg))
+    containers: Any = [OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(before), cfg)]
+    old, new = (decisive_settings(settings, free) for settings in containers)
     return [
         f"{name}={new.get(name)} (was {old.get(name)})"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not any(name == key or name.startswith(key + ".") for key in free)
+        if old.get(name) != new.get(name)
     ]
 
 
-def _without_place(settings: Any) -> dict[str, Any]:
+def _without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings in which the run's own folder has no name: a folder that was moved holds the same run."""
     place = settings.get("run_dir")
-    flat = flat_settings(settings)
+    flat = flat_settings(dict(settings))
     return {k: v.replace(place, "RUN") if place and isinstance(v, str) else v for k, v in flat.items()}
 
 

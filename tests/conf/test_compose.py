@@ -90,6 +90,7 @@ def test_every_yaml_is_reached_by_a_test():
     reached |= {f"experiment/{name}.yaml" for name in EXPERIMENTS} | {f"debug/{name}.yaml" for name in DEBUGS}
     reached |= {f"hydra/launcher/{name}.yaml" for name in choices_of("hydra/launcher")}  # tests/launching
     reached |= {path.relative_to(CONF).as_posix() for path in CONF.glob("sweep/**/*.yaml")}  # tests/studies
+    reached |= {"collect/collect.yaml"}  # tests/studies, likewise
     reached |= {f"{g}/{n}.yaml" for g in ("benchmark", "benchmark/judge") for n in choices_of(g)}  # tests/benchmarks
     for root in ROOTS:
         reached |= {f"{group}/{choice}.yaml" for group in defaults_of(root) for choice in choices_of(group)}
