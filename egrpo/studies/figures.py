@@ -150,18 +150,20 @@ def _curves(figure: Figure, bands: Mapping[str, pd.DataFrame], baseline: str, me
 
 
 def _beside(figure: Figure, pairs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], names: tuple[str, str]) -> None:
-    """What is measured beside what is optimised, each scaled to its own range from the first to its highest point.
+    """Change of what is measured since the start, beside that of what is optimised, as a share of where it started.
 
-    A reward that rises while the judge falls is being exploited.
+    A reward that rises while the judge stays or falls is being exploited.
     """
     axes = _panels(figure, list(pairs))
     for axis, pair in zip(axes, pairs.values(), strict=True):
         for at, (part, name) in enumerate(zip(pair, names, strict=True)):
-            start, span = part["mean"].iloc[0], np.ptp(part["mean"]) or 1.0
-            style: dict[str, Any] = {"color": colour(at), "linestyle": ("-", "--")[at], "label": name}
-            axis.plot(part.index, (part["mean"] - start) / span, **style)
+            start = part["mean"].iloc[0]
+            unit = 1.0 if at == 0 else abs(start) or 1.0
+            style: dict[str, Any] = {"color": colour(at), "linestyle": ("-", "--")[at]}
+            style["label"] = f"{name}, {('change', 'relative change')[at]}"
+            axis.plot(part.index, (part["mean"] - start) / unit, **style)
     figure.supxlabel("optimizer step", fontsize=7)
-    figure.supylabel("change since the start, over its range", fontsize=7)
+    figure.supylabel("change since start", fontsize=7)
     legend_outside(figure, axes, 2, "upper")
 
 

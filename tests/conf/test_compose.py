@@ -54,6 +54,7 @@ ROOT_KEYS = {
         *("model", "prompts", "ckpt_path", "num_images", "seed", "batch_size", "sheets", "shard", "threads", "run_dir"),
         *("model_device", "rollout"),
     },
+    "dashboard": {"study", "entity", "project", "upload", "target", "group_by", "columns", "sections"},
     "pretrain_rewards": {"seed", "target", "only", "held_out", "networks"},
     "convert": {"kind", "source", "target"},
     "download": {"what", "target", "dry_run", "keep_originals"},
