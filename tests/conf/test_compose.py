@@ -54,6 +54,9 @@ ROOT_KEYS = {
         *("model", "prompts", "ckpt_path", "num_images", "seed", "batch_size", "sheets", "shard", "threads", "run_dir"),
         *("model_device", "rollout"),
     },
+    "search": {
+        *("name", "folder", "trials", "jobs", "threads", "overrides", "seeds", "score", "space", "sampler", "pruner"),
+    },
     "dashboard": {"study", "entity", "project", "upload", "target", "group_by", "columns", "sections"},
     "pretrain_rewards": {"seed", "target", "only", "held_out", "networks"},
     "convert": {"kind", "source", "target"},
