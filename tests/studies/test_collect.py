@@ -64,7 +64,7 @@ def test_many_settings_get_a_panel_each(tmp_path):
 
 def test_it_can_be_collected_again_where_it_was_collected(sweep):
     for _ in range(2):
-        collect(config(f"sweep={sweep}"))
+        collect(config(f"sweep={sweep}", "curves=[]", "proxy=none"))
     assert len(pd.read_csv(sweep / "collected" / "runs.csv")) == 13
 
 

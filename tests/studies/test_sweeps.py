@@ -57,9 +57,11 @@ def plain(cfg: DictConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[s
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
-def test_every_job_composes_into_a_folder_of_its_own(sweep, monkeypatch):
+@pytest.mark.parametrize("which", ["ends", pytest.param("all", marks=pytest.mark.slow)])
+def test_every_job_composes_into_a_folder_of_its_own(sweep, which, monkeypatch):
     all_jobs = jobs(sweep)
-    first = [job for job in all_jobs if "seed=0" in job]
+    one_seed = [job for job in all_jobs if "seed=0" in job]
+    first = one_seed if which == "all" else [one_seed[0], one_seed[-1]]
     folders, settings, baseline = set(), set(), None
     for job in first:
         folder, cfg = plain(composed(*job), monkeypatch)
@@ -75,7 +77,10 @@ def test_every_job_composes_into_a_folder_of_its_own(sweep, monkeypatch):
         check_target(path, node)
     assert len(folders) == len(first)
     told = RUNS.search(header(sweep))
-    assert told and [int(n) for n in told.groups()] == [len(all_jobs), len(first), len(all_jobs) // len(first)]
+    seeds = len(all_jobs) // len(one_seed)
+    assert told and [int(n) for n in told.groups()] == [len(all_jobs), len(one_seed), seeds]
+    if which == "ends":
+        return
     shared = settings if sweep != "rewards_normalized" else settings | {"all_none"}  # of the study it goes on with
     assert baseline in shared
 
@@ -94,12 +99,22 @@ def plain_training() -> DictConfig:
     return composed("+experiment=shapes_eg_grpo")
 
 
+def test_the_quick_size_leaves_alone_what_studies_vary():
+    """Or settings would share a folder."""
+    varied = {str(key) for sweep in SWEEPS for key in composed(*words(sweep)).hydra.sweeper.params} - {"seed"}
+    for path in [*CONF.glob("sweep/samples/*.yaml"), *CONF.glob("sweep/mixture/*.yaml")]:
+        varied |= key_paths(OmegaConf.to_container(OmegaConf.load(path)))
+    quick = key_paths(OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / "size" / "quick.yaml")))
+    groups = {"data", "rollout"}  # mappings that hold both
+    assert not {key for key in quick if key in varied} - groups
+
+
 @pytest.mark.parametrize("sweep", ["method", "rewards"])
 def test_the_quick_size_has_a_folder_of_its_own_and_two_seeds(sweep, monkeypatch):
     quick = jobs(sweep, "+sweep/size=quick")
     cfg = composed(*quick[0])
     assert {word for job in quick for word in job if word.startswith("seed=")} == {"seed=0", "seed=1"}
-    assert cfg.trainer.max_steps == 2
+    assert cfg.trainer.max_steps == 1
     monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
     assert Path(cfg.hydra.sweep.dir).parts[1] == "studies_quick"
     assert composed(*jobs(sweep)[0]).hydra.sweep.dir == f"outputs/studies/{sweep}"
