@@ -36,6 +36,7 @@ def composed(root: str, *overrides: str) -> DictConfig:
     own = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
     assert isinstance(own, dict)
     places = [f"{key}=a_folder" for key in ("run_dir", "source", "target", "run", "prompts") if key in own]
+    places += [f"{key}=a_name" for key in ("study", "entity") if own.get(key) == "???"]
     places += [
         f"{group}={choices_of(group)[0]}"
         for group, choice in defaults_of(root).items()
