@@ -30,8 +30,11 @@ class JobError(ValueError):
     """A job of a sweep failed."""
 
 
-def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Runs `task` under Hydra with `conf/<config_name>.yaml`; on an expected error prints one sentence and exits 1."""
+def run(task: Callable[[DictConfig], Any], config_name: str, folder: str = "") -> None:
+    """Runs `task` under Hydra with `conf/<config_name>.yaml`; on an expected error prints one sentence and exits 1.
+
+    `folder`, within `conf`, is for a root with a key that is named like a group: Hydra would take its override for one.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; telling them is our part
 
     @functools.wraps(task)
@@ -52,7 +55,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         raise failure  # out here it does not hold on to the failed run's model while the sweep goes on
 
     prepare_rank()
-    entry = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)
+    entry = hydra.main(version_base="1.3", config_path=str(Path(config_dir()) / folder), config_name=config_name)(job)
     try:
         entry()
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -136,6 +139,14 @@ def _keep_traceback(error: BaseException) -> None:
 def overrides() -> list[str]:
     """Those of the command line."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def composition() -> dict[str, Any]:
+    """How the present run was put together: its overrides, and the choice of every group; empty outside Hydra."""
+    if not HydraConfig.initialized():
+        return {}
+    hydra_cfg = HydraConfig.get()
+    return {"overrides": list(hydra_cfg.overrides.task), "choices": dict(hydra_cfg.runtime.choices)}
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:

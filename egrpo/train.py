@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from egrpo import distributed
 from egrpo.checkpoints import check_checkpoint
-from egrpo.entry import run, save_config
+from egrpo.entry import composition, run, save_config
 from egrpo.launch import last_of_restart, launch
 from egrpo.provenance import provenance
 from egrpo.training import GRPOModule, MetricsFile
-from egrpo.training.checks import check_entropy_policy, check_optimizer, check_share, check_trainer
-from egrpo.training.outcome import measure_trained, measure_untouched, report_run
-from egrpo.training.resume import changed_settings
+from egrpo.training.checks import check_entropy_policy, check_optimizer, check_share, check_trainer, rollouts_under
+from egrpo.training.outcome import measure_trained, measure_under, measure_untouched, report_run
+from egrpo.training.resume import changed_settings, is_finished, last_state, told_settings
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,14 @@ def train(cfg: DictConfig) -> None:
     distributed.connect()
     cfg.run_dir = distributed.from_first(cfg.run_dir)
     cfg.ckpt_path = distributed.from_first(last_of_restart(Path(cfg.run_dir))) or cfg.ckpt_path
-    folder, resumed = Path(cfg.run_dir), cfg.ckpt_path is not None
+    folder = Path(cfg.run_dir)
+    if cfg.go_on and is_finished(cfg, folder):
+        if distributed.rank() == 0:
+            print(f"already finished: {folder}", flush=True)
+        return
+    if cfg.go_on:
+        cfg.ckpt_path = distributed.from_first(last_state(folder)) or cfg.ckpt_path
+    resumed = cfg.ckpt_path is not None
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     check_checkpoint(cfg.ckpt_path)
     changed = distributed.from_first(changed_settings(cfg, folder))
@@ -51,22 +58,25 @@ def train(cfg: DictConfig) -> None:
     seed_everything(cfg.seed, verbose=False)
     data: LightningDataModule = instantiate(cfg.data)  # first: bad prompts are told before any model is loaded
     module = build_module(cfg)
+    also = rollouts_under(module.rollout_settings, cfg.also_validate)
     check_share(data, module.rollout_settings, distributed.world_size())
     loggers: list[Logger] = [MetricsFile(str(folder), resume=resumed), *instantiate(cfg.logger).values()]
     callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
     for logger in loggers:
-        logger.log_hyperparams(settings)
+        logger.log_hyperparams(told_settings(settings))
     try:
         kept = resumed and not changed  # what the first part of the run measured still holds
         untouched = measure_untouched(trainer, module, data, folder, list(cfg.baseline_temperatures), kept)
         module.resume_from = cfg.ckpt_path
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path)
         trained = measure_trained(trainer, module, data)
+        further = measure_under(trainer, module, data, also)
     finally:
         close_wandb()
     if trainer.is_global_zero:
-        report_run(folder, trainer, module, untouched, trained, time.monotonic() - start, origin | {"config": settings})
+        origin |= composition() | {"config": settings}
+        report_run(folder, trainer, module, untouched, trained, further, time.monotonic() - start, origin)
 
 
 def build_module(cfg: DictConfig) -> GRPOModule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -42,6 +43,20 @@ def check_share(data: Any, rollout: RolloutSettings, ranks: int) -> None:
         check_samples_per_step(data.prompts_per_step, rollout.group_size, ranks)
     else:
         check_prompts_per_step(data.prompts_per_step, ranks)
+
+
+def rollouts_under(usual: RolloutSettings, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, RolloutSettings]:
+    """How samples are drawn under each of `also_validate`'s changes, {"without_plan": {"cot": False}}.
+
+    Raises:
+        ValueError: a change is none of the rollout's settings, or out of range.
+    """
+    names = {field.name for field in fields(RolloutSettings)}
+    for name, changed in changes.items():
+        unknown = sorted({str(key) for key in changed} - names)
+        if unknown:
+            raise ValueError(f"also_validate.{name}.{unknown[0]}: there is no such setting; choose of {sorted(names)}")
+    return {name: replace(usual, **{str(k): v for k, v in c.items()}) for name, c in changes.items()}
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from egrpo.provenance import write_json
 from egrpo.training.metrics import peak_memory_gb
 from egrpo.training.module import GRPOModule
 from egrpo.training.report import gains, save_curves, save_samples, summarise, table
+from egrpo.training.settings import RolloutSettings
 from egrpo.training.validation import PART, Row, held_out, load_rows, save_rows, score_names
 
 
@@ -58,12 +59,25 @@ def measure_trained(trainer: Trainer, module: GRPOModule, data: LightningDataMod
     return validate(trainer, module, data)
 
 
+def measure_under(
+    trainer: Trainer, module: GRPOModule, data: LightningDataModule, rollouts: Mapping[str, RolloutSettings]
+) -> dict[str, list[Row]]:
+    """Validation of the trained model with samples drawn otherwise, by name; logged as val/NAME/..."""
+    usual, out = module.validation.rollout, {}
+    for name, rollout in rollouts.items():
+        module.validation.rollout, module.validation.prefix = rollout, f"{name}/"
+        out[name] = validate(trainer, module, data)
+    module.validation.rollout, module.validation.prefix = usual, ""
+    return out
+
+
 def report_run(
     folder: Path,
     trainer: Trainer,
     module: GRPOModule,
     untouched: Mapping[str, list[Row]],
     trained: list[Row],
+    further: Mapping[str, list[Row]],
     seconds: float,
     origin: Mapping[str, Any],
 ) -> None:
@@ -72,6 +86,7 @@ def report_run(
     Args:
         untouched: What `measure_untouched` gave.
         trained: What `measure_trained` gave.
+        further: What `measure_under` gave.
         seconds: Of the whole run.
         origin: Further entries of the summary: what ran, and with which settings.
     """
@@ -88,7 +103,7 @@ def report_run(
         judges = list(module.validation.judges) or ["reward"]
         save_rows(folder / "validation" / "after.npz", trained)
         save_samples(folder / "samples", before, trained, judges[0])
-        summaries = {name: summarise(rows) for name, rows in {**untouched, "after": trained}.items()}
+        summaries = {name: summarise(rows) for name, rows in {**untouched, "after": trained, **further}.items()}
         summary["validation"] = {**summaries, "gain": gains(before, trained)}
         print(table(summaries, judges))
         parts = [name for name in score_names(held_out(trained)) if name.startswith(PART)]

@@ -1,14 +1,19 @@
-"""What a run that goes on from a checkpoint changes."""
+"""What a run that goes on from a checkpoint changes, and what a folder already holds of a run."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+SUMMARY = "summary.json"  # what a run leaves last
 # What a resumed run may change without a word: nothing that decides what is computed.
-FREE = ("ckpt_path", "run_dir", "threads", "logger", "callbacks", "trainer.max_steps", "trainer.enable_progress_bar")
+NEVER_TOLD = ("ckpt_path", "run_dir", "threads", "logger", "callbacks", "trainer.enable_progress_bar", "go_on", "study")
+REPEATED = ("module", "ensemble")  # what puts the parts together, and so repeats their settings
+FREE = (*NEVER_TOLD, "trainer.max_steps")
 
 
 def changed_settings(cfg: DictConfig, folder: Path) -> list[str]:
@@ -16,18 +21,75 @@ def changed_settings(cfg: DictConfig, folder: Path) -> list[str]:
 
     A run that goes on with other settings reads like one experiment and is two; what may change freely is left out.
     """
+    return [] if cfg.ckpt_path is None else _differences(cfg, folder, FREE)
+
+
+def is_finished(cfg: DictConfig, folder: Path) -> bool:
+    """Whether the folder holds this very run, whole, for a sweep that is started again (`go_on=true`).
+
+    Raises:
+        ValueError: the folder holds a run with other settings, whole or not: neither may stand for this one.
+    """
+    changed = _differences(cfg, folder, NEVER_TOLD)
+    if changed:
+        raise ValueError(
+            f"go_on=true, but {folder} holds a run with other settings: {', '.join(changed)}; choose another folder "
+            "(hydra.sweep.dir=, hydra.run.dir=), or move that one away"
+        )
+    try:
+        json.loads((folder / SUMMARY).read_text())
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / SUMMARY} is damaged ({error}); remove it, and the run goes on from its last checkpoint"
+        ) from error
+    return True
+
+
+def last_state(folder: Path) -> str | None:
+    """The checkpoint that an unfinished run in this folder can go on from; None = it begins anew."""
+    last = folder / "checkpoints" / "last.ckpt"
+    return str(last) if last.exists() else None
+
+
+def flat_settings(node: Any, join: str = ".") -> dict[str, Any]:
+    """Nested settings as one mapping, keys joined: "optimizer.lr". An empty mapping stays a value."""
+    return _flat(node, "", join)
+
+
+def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as trackers filter by them: flat, "optimizer/lr", each once (a dot would read as nesting there)."""
+    return flat_settings({k: v for k, v in settings.items() if k not in REPEATED}, "/")
+
+
+def decisive_settings(settings: Mapping[str, Any], free: Sequence[str] = NEVER_TOLD) -> dict[str, Any]:
+    """What decides a run's numbers, flat: two runs in which all of it is equal are the same run."""
+    flat = _without_place(settings)
+    return {k: v for k, v in flat.items() if not any(k == key or k.startswith(key + ".") for key in free)}
+
+
+def _differences(cfg: DictConfig, folder: Path, free: Sequence[str]) -> list[str]:
     before = folder / "config.yaml"
-    if cfg.ckpt_path is None or not before.is_file():
+    if not before.is_file():
         return []
-    old, new = (_flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(before), cfg))
+    containers: Any = [OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(before), cfg)]
+    old, new = (decisive_settings(settings, free) for settings in containers)
     return [
         f"{name}={new.get(name)} (was {old.get(name)})"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not any(name == free or name.startswith(free + ".") for free in FREE)
+        if old.get(name) != new.get(name)
     ]
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def _without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings in which the run's own folder has no name: a folder that was moved holds the same run."""
+    place = settings.get("run_dir")
+    flat = flat_settings(dict(settings))
+    return {k: v.replace(place, "RUN") if place and isinstance(v, str) else v for k, v in flat.items()}
+
+
+def _flat(node: Any, prefix: str, join: str) -> dict[str, Any]:
     if not isinstance(node, dict) or not node:
-        return {prefix[:-1]: node}
-    return {name: value for key, child in node.items() for name, value in _flat(child, f"{prefix}{key}.").items()}
+        return {prefix[: -len(join)]: node}
+    return {n: v for key, child in node.items() for n, v in _flat(child, f"{prefix}{key}{join}", join).items()}

@@ -38,6 +38,7 @@ def composed(root: str, *overrides: str) -> DictConfig:
     places = [
         f"{key}=a_folder" for key in ("run_dir", "source", "target", "run", "prompts", "model_name") if key in own
     ]
+    places += [f"{key}=a_name" for key in ("study", "entity") if own.get(key) == "???"]
     places += [
         f"{group}={choices_of(group)[0]}"
         for group, choice in defaults_of(root).items()

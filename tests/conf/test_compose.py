@@ -29,6 +29,7 @@ CHOICES = [(root, choice) for root in ROOTS for choice in group_choices(root)]
 # What `python -m egrpo.train` reads, and what its parts are made of.
 TRAIN_KEYS = {
     *("seed", "ckpt_path", "run_dir", "threads", "baseline_temperatures", "module"),
+    *("go_on", "also_validate", "study"),
     *("model", "reference", "data", "rollout", "judge"),
     *("reward", "reward_models", "reward_dtype", "normalization", "ensemble"),
     *("detector_quirks", "orm_mode", "entropy_policy", "objective"),
@@ -67,13 +68,20 @@ ROOT_KEYS = {
             "logger",
         ),
     },
+    "search": {
+        *("name", "folder", "trials", "jobs", "threads", "overrides", "seeds", "score", "space", "sampler", "pruner"),
+    },
+    "dashboard": {"study", "entity", "project", "upload", "target", "group_by", "columns", "sections"},
     "pretrain_rewards": {"seed", "target", "only", "held_out", "networks"},
     "convert": {"kind", "source", "target"},
     "download": {"what", "target", "dry_run", "keep_originals"},
     "analyze": ANALYZE_KEYS,
 }
 # Mappings whose keys are names of things, so that an experiment may add some.
-OPEN_MAPPINGS = ("reward.", "ensemble.rewards.", "judge.", "module.judges.", "logger.", "callbacks.", "settings.")
+OPEN_MAPPINGS = (
+    *("reward.", "ensemble.rewards.", "judge.", "module.judges.", "logger.", "callbacks.", "settings."),
+    *("study.", "also_validate."),
+)
 
 
 @cache
@@ -99,6 +107,8 @@ def test_every_yaml_is_reached_by_a_test():
     reached = {f"{root}.yaml" for root in ROOTS}
     reached |= {f"experiment/{name}.yaml" for name in EXPERIMENTS} | {f"debug/{name}.yaml" for name in DEBUGS}
     reached |= {f"hydra/launcher/{name}.yaml" for name in choices_of("hydra/launcher")}  # tests/launching
+    reached |= {path.relative_to(CONF).as_posix() for path in CONF.glob("sweep/**/*.yaml")}  # tests/studies
+    reached |= {"collect/collect.yaml"}  # tests/studies, likewise
     reached |= {f"{g}/{n}.yaml" for g in ("benchmark", "benchmark/judge") for n in choices_of(g)}  # tests/benchmarks
     for root in ROOTS:
         reached |= {f"{group}/{choice}.yaml" for group in defaults_of(root) for choice in choices_of(group)}

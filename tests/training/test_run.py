@@ -25,6 +25,7 @@ def folder(runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "callbacks.checkpoint.save_top_k=2",
         "callbacks.samples.every_n_train_steps=2",
         "baseline_temperatures=[0.7]",
+        "+also_validate.without_plan={cot: false}",
         "seed=3",
     )
     return folder
@@ -76,8 +77,8 @@ def test_curves(folder):
 
 
 def test_the_summary(folder, summary):
-    assert set(summary["validation"]) == {"temperature_0.7", "before", "after", "gain"}
-    for name in ("before", "after", "temperature_0.7"):
+    assert set(summary["validation"]) == {"temperature_0.7", "before", "after", "gain", "without_plan"}
+    for name in ("before", "after", "temperature_0.7", "without_plan"):
         part = summary["validation"][name]
         assert 0 <= part["oracle"] <= 1 and part["strict"] <= part["oracle"]
         assert set(part["by_split"]) == {"unseen_prompt", "unseen_composition", "seen"} and part["by_task_type"]
@@ -91,6 +92,20 @@ def test_the_summary(folder, summary):
     assert {"python", "torch", "lightning", "egrpo"} <= set(summary["versions"])
     assert summary["git_commit"] is None or len(summary["git_commit"].removesuffix("+changes")) == 40
     assert summary["config"]["seed"] == 3
+
+
+def test_the_trained_model_is_also_validated_as_asked_for(folder, summary):
+    """Its rows are its own: neither the usual validation's columns nor its best checkpoint see them."""
+    (row,) = [row for row in metrics(folder) if "val/without_plan/reward" in row]
+    assert row["step"] == "5" and "val/reward" not in row
+    assert float(row["val/without_plan/oracle"]) == summary["validation"]["without_plan"]["oracle"]
+    assert summary["validation"]["without_plan"]["reward"] != summary["validation"]["after"]["reward"]
+
+
+def test_an_unknown_setting_to_validate_under_is_told_before_anything_is_drawn(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"also_validate.odd.cfg: there is no such setting; choose of"):
+        runs.run(tmp_path, "+also_validate.odd={cfg: 2}")
+    assert not (tmp_path / "metrics.csv").exists()
 
 
 def test_the_summary_tells_what_the_metrics_tell(folder, summary):

@@ -1,0 +1,55 @@
+"""`python -m egrpo.dashboard study=NAME entity=TEAM`: a W&B workspace for a study's runs.
+
+Writes its description as JSON; with upload=true it is saved on W&B, where the runs are once `wandb sync` has sent them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import wandb
+from omegaconf import DictConfig, OmegaConf
+
+from egrpo.entry import run
+from egrpo.provenance import write_json
+from egrpo.studies.workspace import build_workspace, description
+
+
+def dashboard(cfg: DictConfig) -> None:
+    """Builds the workspace, writes it down, saves it on W&B where that is asked for.
+
+    Raises:
+        ValueError: upload=true without a key.
+    """
+    sections = cast(dict[str, Any], OmegaConf.to_container(cfg.sections))
+    workspace = build_workspace(cfg.study, cfg.entity, cfg.project, cfg.group_by, list(cfg.columns), sections)
+    target = Path(cfg.target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, description(workspace))
+    panels = sum(len(metrics) for metrics in sections.values())
+    print(f"{len(sections)} sections, {panels} panels: {', '.join(sections)}")
+    if cfg.upload:
+        check_key()
+        print(f"saved: {workspace.save().url}")
+    else:
+        print("not sent to W&B. With a key (`wandb login`), send the runs and then the workspace:")
+        print(f"  wandb sync outputs/studies/{cfg.study}/*/*/wandb/offline-run-*")
+        print(f"  python -m egrpo.dashboard study={cfg.study} entity={cfg.entity} project={cfg.project} upload=true")
+    print(target)
+
+
+def check_key() -> None:
+    """Whether W&B lets us in.
+
+    Raises:
+        ValueError: there is no key.
+    """
+    try:
+        wandb.Api()
+    except wandb.errors.UsageError as error:
+        raise ValueError("upload=true needs a W&B key: run `wandb login`, or set WANDB_API_KEY, then again") from error
+
+
+if __name__ == "__main__":
+    run(dashboard, "dashboard")
