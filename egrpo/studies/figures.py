@@ -101,7 +101,7 @@ def _intervals(figure: Figure, table: pd.DataFrame, compared: Mapping[str, Any],
             _interval(right, at, entry["differences"][judge])
     zero_line(right)
     left.set(yticks=range(len(compared)), yticklabels=list(compared), xlabel=f"{judge} (grey: single runs)")
-    left.invert_yaxis()
+    left.set_ylim(len(compared) - 0.5, -0.5)  # the first setting on top, and none on the frame
     right.set(xlabel=f"{judge} minus {baseline}, paired by seed")
     figure.suptitle("Means over seeds, 95 % intervals", fontsize=7)
 

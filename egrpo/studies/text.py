@@ -61,7 +61,7 @@ def _notes(compared: Mapping[str, Any], judge: str, table: pd.DataFrame) -> Sequ
     images, hours = sorted(finished.images.unique()), finished.seconds.sum() / 3600
     commits = sorted(str(c) for c in finished.commit.dropna().unique())
     lines = [
-        "Means over seeds with 95 % intervals: percentile bootstrap over seeds; differences are paired by seed.",
+        "Means over seeds with 95 % intervals: bootstrap over seeds; differences are paired by seed.",
         f"Runs: {counts(table)}. {hours:.2f} hours of runs, {finished.seconds.mean():.0f} s a run. "
         f"Images drawn in training: {', '.join(f'{n:.0f}' for n in images)}. Commit: {', '.join(commits) or '?'}.",
     ]
