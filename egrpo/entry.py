@@ -145,8 +145,7 @@ def composition() -> dict[str, Any]:
     """How the present run was put together: its overrides, and the choice of every group; empty outside Hydra."""
     if not HydraConfig.initialized():
         return {}
-    hydra_cfg = HydraConfig.get()
-    return {"overrides": list(hydra_cfg.overrides.task), "choices": dict(hydra_cfg.runtime.choices)}
+    return {"overrides": overrides(), "choices": dict(HydraConfig.get().runtime.choices)}
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:

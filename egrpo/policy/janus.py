@@ -18,7 +18,7 @@ from egrpo.policy.layout import check_padding
 from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janus, merged_state_dict
 from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.prompting import encode, fit_prompt
-from egrpo.policy.randomness import SampleKey
+from egrpo.policy.randomness import SampleKey, sample_keys
 from egrpo.policy.rollout import Sampler, chunks, one_in
 from egrpo.policy.sampling import grid_size, pad_token
 from egrpo.policy.scoring import score_rollout
@@ -176,27 +176,27 @@ class JanusPolicy(nn.Module):
             ValueError: there is nothing to draw, or a group (or an offset) is not a whole number of plans.
         """
         texts = [record if isinstance(record, str) else record.prompt for record in records]
-        prompts = [text for text in texts for _ in range(group_size)]
-        if not prompts:
-            raise ValueError("a rollout needs at least one prompt and a group size of at least 1")
         offsets = [sample_offset] * len(texts) if isinstance(sample_offset, int) else sample_offset
-        firsts = zip(texts, offsets, strict=True)
-        keys = [(seed, step, text, first + i) for text, first in firsts for i in range(group_size)]
+        keys = sample_keys(texts, group_size, seed, step, offsets)
         shared = one_in(images_per_plan, group_size, offsets) if cot else 1
         how = Drawing(temperature, greedy, top_k, top_p, cfg_weight, guided_logps)
         with evaluating(self.model):
-            text, truncated = None, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
-            plans: list[str] | list[None] = [None] * len(prompts)
-            if cot:
-                text, truncated = self._draw_plans(prompts, keys, shared, how, chunk)
-                plans = self._decode_plans(text)
-            contexts = [self.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
-            sampler = self._sampler(None if greedy else keys, chunks(len(prompts), chunk))
-            image = sampler.image(contexts, self.begin_of_image, self.num_image_tokens, how)
-            pixels = self.decode(image.tokens)
-        guidance = cfg_weight if guided_logps else 1.0
-        written = [plan or "" for plan in plans]
-        return Rollout(prompts, written, truncated, text, image, pixels, guidance)
+            return self._draw(keys, cot, shared, how, chunk)
+
+    def _draw(self, keys: list[SampleKey], cot: bool, shared: int, how: Drawing, chunk: int | None) -> Rollout:
+        """The samples of N keys: plans if `cot`, one for `shared` rows that follow each other, then images."""
+        prompts = [prompt for _, _, prompt, _ in keys]
+        text, truncated = None, torch.zeros(len(keys), dtype=torch.bool, device=self.device)
+        plans: list[str] | list[None] = [None] * len(keys)
+        if cot:
+            text, truncated = self._draw_plans(prompts, keys, shared, how, chunk)
+            plans = self._decode_plans(text)
+        contexts = [self.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
+        sampler = self._sampler(None if how.greedy else keys, chunks(len(keys), chunk))
+        image = sampler.image(contexts, self.begin_of_image, self.num_image_tokens, how)
+        pixels = self.decode(image.tokens)
+        guidance = how.cfg_weight if how.record_guided else 1.0
+        return Rollout(prompts, [plan or "" for plan in plans], truncated, text, image, pixels, guidance)
 
     def _draw_plans(
         self, prompts: list[str], keys: list[SampleKey], shared: int, how: Drawing, chunk: int | None

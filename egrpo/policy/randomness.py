@@ -15,6 +15,20 @@ EVALUATION_STEP = -1  # names the stream of validation and generation, apart fro
 SampleKey = tuple[int, int, str, int]  # seed, step, prompt, sample index within the prompt's group
 
 
+def sample_keys(
+    prompts: Sequence[str], group_size: int, seed: int, step: int, offsets: Sequence[int]
+) -> list[SampleKey]:
+    """Keys of the samples of B prompts, in group order; the samples of prompt b count from `offsets[b]`.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not prompts or group_size < 1:
+        raise ValueError("a rollout needs at least one prompt and a group size of at least 1")
+    firsts = zip(prompts, offsets, strict=True)
+    return [(seed, step, prompt, first + i) for prompt, first in firsts for i in range(group_size)]
+
+
 def sample_uniforms(keys: Sequence[SampleKey], num_tokens: int, *, domain: str = "image") -> Tensor:
     """Uniform numbers, one stream a sample.
 

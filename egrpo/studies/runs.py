@@ -16,8 +16,11 @@ from yaml import YAMLError
 from egrpo.training.resume import SUMMARY, decisive_settings
 
 FINISHED, FAILED, PARTIAL, UNREADABLE, DUPLICATE = "finished", "failed", "partial", "unreadable", "duplicate"
-LAST = 10  # training steps that numbers "at the end" are means of
-AT_THE_END = ("kl", "entropy_text", "entropy_image", "plans_distinct", "reward_std_within_group")
+LAST = 10  # training steps that numbers "at the end", and those at the start, are means of
+AT_THE_END = (
+    *("kl", "entropy_text", "entropy_image", "plans_distinct", "reward_std_within_group"),
+    *("bonus_mass", "share_bonus", "share_excluded"),
+)
 OWN = ("before", "after", "gain")  # of a summary's validation; what else is there was asked for by `also_validate`
 
 
@@ -155,8 +158,8 @@ def _scores(validation: dict[str, Any]) -> dict[str, float]:
     out |= {f"gain/{name}": gain["mean"] for name, gain in validation["gain"].items()}
     for split, scores in validation["after"]["by_split"].items():
         out |= {f"{name}/{split}": value for name, value in _numbers(scores).items() if "/" not in name}
-    for other in validation.keys() - set(OWN):
-        if not other.startswith("temperature_"):
+    for other in validation:  # in the summary's order, so that a table is the same every time
+        if other not in OWN and not other.startswith("temperature_"):
             out |= {f"{name}@{other}": value for name, value in _numbers(validation[other]).items()}
     return out
 
@@ -178,12 +181,13 @@ def _areas(curves: pd.DataFrame, validation: dict[str, Any]) -> dict[str, float]
 
 
 def _ends(curves: pd.DataFrame) -> dict[str, float]:
-    """Means of the last training steps."""
+    """Means of the last training steps, kl, and of the first, start/kl."""
     out = {}
     for name in AT_THE_END:
         values = curves[f"train/{name}"].dropna() if f"train/{name}" in curves else pd.Series(dtype=float)
         if len(values):
             out[name] = float(values.iloc[-LAST:].mean())
+            out[f"start/{name}"] = float(values.iloc[:LAST].mean())
     return out
 
 

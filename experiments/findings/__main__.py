@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from egrpo.analysis.findings import QUOTES, judge
 from egrpo.analysis.resampling import Bootstrap
+from egrpo.analysis.style import colour, zero_line
 from egrpo.studies.compare import Over, over_seeds
 from egrpo.studies.text import told
 
@@ -76,11 +77,11 @@ def draw(claims: pd.DataFrame, path: Path) -> None:
     axis = figure.subplots()
     at = np.arange(len(shown))
     for place, row in zip(at, shown.itertuples(), strict=True):
-        estimate, colour = row.over.estimate, "C0" if row.scope == SCOPES["claims"] else "C1"
+        estimate, ink = row.over.estimate, colour(0 if row.scope == SCOPES["claims"] else 1)
         if estimate.low is not None:
-            axis.plot([estimate.low, estimate.high], [place, place], color=colour)
-        axis.plot(estimate.value, place, "o", color=colour, markersize=4)
-    axis.axvline(0, color="0.6", linewidth=0.8)
+            axis.plot([estimate.low, estimate.high], [place, place], color=ink)
+        axis.plot(estimate.value, place, "o", color=ink, markersize=4)
+    zero_line(axis)
     labels = [f"{row.claim} ({row.scope})" for row in shown.itertuples()]
     axis.set(yticks=at, yticklabels=labels, xlabel="correlation, mean over seeds, 95 % interval")
     axis.tick_params(labelsize=6)

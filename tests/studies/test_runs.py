@@ -51,6 +51,7 @@ def test_the_table_has_a_row_a_run_and_a_column_for_what_is_varied(sweep):
     assert row.strict == 0.8 and row["strict/seen"] == 0.8 and row["strict@with_plan"] == pytest.approx(0.9)
     assert row["untouched/strict"] == 0.4 and row["gain/strict"] == pytest.approx(0.4)
     assert row["area/strict"] == pytest.approx(0.6)  # straight from .4 to .8
+    assert row["start/kl"] == row.kl  # ten steps: the first are the last
     assert row.kl == pytest.approx(0.055) and row.kl_per_point == pytest.approx(0.055 / 40)
     assert (row.images, row.steps, row.seconds) == (10 * 8 * 4, 10, 60.0)
     assert table.set_index("run").loc["b/seed_1"].isna()["strict"]

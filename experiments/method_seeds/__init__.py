@@ -1,1 +1,0 @@
-"""GRPO beside EG-GRPO, five seeds each."""
