@@ -83,7 +83,8 @@ def draw(claims: pd.DataFrame, path: Path) -> None:
         axis.plot(estimate.value, place, "o", color=ink, markersize=4)
     zero_line(axis)
     labels = [f"{row.claim} ({row.scope})" for row in shown.itertuples()]
-    axis.set(yticks=at, yticklabels=labels, xlabel="correlation, mean over seeds, 95 % interval")
+    axis.set(yticks=at, yticklabels=labels)
+    axis.set_xlabel("correlation, mean over seeds", fontsize=7)
     axis.tick_params(labelsize=6)
     axis.set_ylim(len(shown) - 0.5, -0.5)
     figure.savefig(path, dpi=160)
