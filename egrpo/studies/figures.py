@@ -19,6 +19,7 @@ from egrpo.studies.runs import FINISHED, Run
 
 TOGETHER = len(COLOURS)  # settings whose curves can still be told apart in one panel
 PANELS = 4  # in a row
+ABREAST = 20  # letters of a setting's name, up to which two stand side by side in a legend
 
 
 def draw_all(
@@ -138,7 +139,7 @@ def _curves(figure: Figure, bands: Mapping[str, pd.DataFrame], baseline: str, me
             axis.plot(part.index, part["mean"], **look(at), label=name, markevery=max(1, len(part) // 5))
             axis.fill_between(part.index, part.low, part.high, color=colour(at), alpha=0.12, linewidth=0)
         axis.set(xlabel="optimizer step", ylabel=f"{metric}, 95 % over seeds")
-        legend_outside(figure, [axis], 2)
+        legend_outside(figure, [axis], 2 if max(map(len, bands)) <= ABREAST else 1)
         return
     for axis, part in zip(_panels(figure, list(bands)), bands.values(), strict=True):
         if baseline in bands:

@@ -19,7 +19,7 @@ FINISHED, FAILED, PARTIAL, UNREADABLE, DUPLICATE = "finished", "failed", "partia
 LAST = 10  # training steps that numbers "at the end", and those at the start, are means of
 AT_THE_END = (
     *("kl", "entropy_text", "entropy_image", "plans_distinct", "reward_std_within_group"),
-    *("bonus_mass", "share_bonus", "share_excluded"),
+    *("bonus_mass", "share_bonus", "share_excluded", "groups_without_signal"),
 )
 OWN = ("before", "after", "gain")  # of a summary's validation; what else is there was asked for by `also_validate`
 
