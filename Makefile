@@ -9,12 +9,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.egrpo-setup
 LOCK_VENV := build/lock-venv
-STUDIES := $(filter-out _study,$(basename $(notdir $(wildcard conf/sweep/*.yaml))))
+SWEEPS := $(filter-out _study,$(basename $(notdir $(wildcard conf/sweep/*.yaml))))
+STUDIES := $(SWEEPS) findings
 # The torch release to lock; every other version follows from pyproject.toml.
 TORCH ?= 2.13.0
 
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-slow studies-quick bench bench-gpu lint typecheck format lock check-python clean
+.PHONY: help setup train test test-slow studies-quick findings-quick bench bench-gpu lint typecheck format lock check-python clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,14 +49,21 @@ test-slow: $(STAMP) ## Run the slow tests, then studies-quick; with pytest argum
 	$(if $(ARGS),,$(MAKE) studies-quick)
 
 # A study's own command stands in its yaml's header. What an earlier call left is removed, or it would be gone on with.
-studies-quick: $(STAMP) ## Run every study of conf/sweep in its quick form, and collect it; STUDIES="method cot" for some
+studies-quick: $(STAMP) ## Run every study in its quick form, and collect it; STUDIES="method cot" for some
 	rm -rf outputs/studies_quick
-	for study in $(STUDIES); do \
+	for study in $(filter $(SWEEPS),$(STUDIES)); do \
 	  start=$$(date +%s); words=$$(sed -n 's/^# command:  python -m egrpo.train -m //p' conf/sweep/$$study.yaml); \
 	  WANDB_SILENT=true $(BIN)/python -m egrpo.train -m $$words +sweep/size=quick >/dev/null || exit 1; \
 	  echo "$$study: $$(( $$(date +%s) - start )) s"; \
 	done
-	for folder in outputs/studies_quick/*; do $(BIN)/python -m egrpo.collect sweep=$$folder || exit 1; done
+	for folder in $$(ls -d outputs/studies_quick/*/ 2>/dev/null); do $(BIN)/python -m egrpo.collect sweep=$$folder || exit 1; done
+	$(if $(filter findings,$(STUDIES)),$(MAKE) findings-quick)
+
+findings-quick: $(STAMP)
+	start=$$(date +%s); \
+	$(BIN)/python -m egrpo.analyze -m +experiment=analysis_method_quick "seed=range(2)" >/dev/null && \
+	$(BIN)/python -m experiments.findings outputs/studies_quick/findings outputs/studies_quick/findings && \
+	echo "findings: $$(( $$(date +%s) - start )) s"
 
 bench: $(STAMP) ## A training step beside the published procedure; ARGS="shape=small" for more than the shapes model
 	$(BIN)/python -m experiments.speed $(ARGS)
