@@ -80,7 +80,8 @@ def draw(claims: pd.DataFrame, path: Path) -> None:
         estimate, ink = row.over.estimate, colour(0 if row.scope == SCOPES["claims"] else 1)
         if estimate.low is not None:
             axis.plot([estimate.low, estimate.high], [place, place], color=ink)
-        axis.plot(estimate.value, place, "o", color=ink, markersize=4)
+        if estimate.value is not None:  # a correlation of too few images may not be defined
+            axis.plot(estimate.value, place, "o", color=ink, markersize=4)
     zero_line(axis)
     labels = [f"{row.claim} ({row.scope})" for row in shown.itertuples()]
     axis.set(yticks=at, yticklabels=labels)
