@@ -25,7 +25,8 @@ from egrpo.studies.text import counts, fragment, left_out, verdict
 def collect(cfg: DictConfig) -> None:
     """Reads, compares, draws, tells."""
     runs, target = read_runs(Path(cfg.sweep)), Path(cfg.target)
-    table = run_table(runs, cfg.judge)
+    aside = list(cfg.aside)
+    table = run_table(runs, cfg.judge, aside)
     check(table, cfg)
     baseline = baseline_of(table, cfg.baseline or _own_baseline(runs, table))
     measures = list(dict.fromkeys([cfg.judge, *matching(list(table.columns), list(cfg.measures))]))
@@ -42,7 +43,7 @@ def collect(cfg: DictConfig) -> None:
     told: dict[str, Any] = {"baseline": baseline, "judge": cfg.judge}
     looks = told | {"curves": list(cfg.curves), "proxy": cfg.proxy, "bootstrap": bootstrap}
     drawn = draw_all(target / "figures", by_setting, table, compared, looks)
-    varied = varied_settings(runs)
+    varied = varied_settings(runs, aside)
     write_json(target / "results.json", told | {"varied": varied, "figures": drawn} | results(compared, table))
     print(text)
     print("\n".join(left_out(table)) or "no run was left out")

@@ -12,10 +12,10 @@ from egrpo.studies.runs import FINISHED, Run
 BESIDE = ("seed", "experiment", "size")  # overrides that do not by themselves make another setting
 
 
-def varied_settings(runs: Sequence[Run]) -> list[str]:
-    """Keys of overrides that differ among the finished runs, the seed aside, in order of appearance."""
+def varied_settings(runs: Sequence[Run], aside: Sequence[str] = ()) -> list[str]:
+    """Keys of overrides that differ among the finished runs, in order of appearance, the seed and `aside` aside."""
     finished = [run for run in runs if run.status == FINISHED]
-    keys = dict.fromkeys(key for run in finished for key in run.overrides if key not in BESIDE[:1])
+    keys = dict.fromkeys(key for run in finished for key in run.overrides if key not in (*BESIDE[:1], *aside))
     differing = [key for key in keys if len({value_of(run, key) for run in finished}) > 1]
     # The sweep and the experiment name what other keys tell, unless there are none.
     return [key for key in differing if key not in (*BESIDE, "sweep")] or differing
@@ -33,21 +33,22 @@ def value_of(run: Run, key: str) -> str:
     return "" if node is None else str(node)
 
 
-def run_table(runs: Sequence[Run], judge: str) -> pd.DataFrame:
-    """One row a run, whole or not: name, status, why, setting, what is varied, seed, commit, and its numbers.
+def run_table(runs: Sequence[Run], judge: str, aside: Sequence[str] = ()) -> pd.DataFrame:
+    """One row a run, whole or not: name, status, why, setting, what is varied, seed, commit, `aside`, its numbers.
 
     Args:
         runs: All of a sweep.
         judge: The score whose gain KL is told by: `kl_per_point` is the KL at the end (nats a token) over the points
             (hundredths) gained; not defined where nothing is gained.
+        aside: Overrides that do not make another setting, such as where a run ran. They stay columns.
     """
-    varied = varied_settings(runs)
+    varied = varied_settings(runs, aside)
     labels = _labels(runs, varied)
     rows = []
     for run, label in zip(runs, labels, strict=True):
         row: dict[str, Any] = {"run": run.name, "status": run.status, "why": run.why, "setting": label}
         row |= {key: _number(value_of(run, key)) for key in varied}
-        row |= {"seed": run.seed, "commit": run.commit, **run.numbers}
+        row |= {"seed": run.seed, "commit": run.commit, **{key: value_of(run, key) for key in aside}, **run.numbers}
         gained = run.numbers.get(f"gain/{judge}", 0.0)
         if "kl" in run.numbers and gained > 0:
             row["kl_per_point"] = run.numbers["kl"] / (100 * gained)

@@ -65,6 +65,16 @@ def test_a_setting_is_called_as_the_study_calls_it_unless_that_means_two(tmp_pat
     assert list(run_table(read_runs(tmp_path), "strict").setting) == ["plain", "guided beta=2", "guided beta=3"]
 
 
+def test_what_is_set_aside_makes_no_other_setting_and_stays_a_column(tmp_path):
+    for seed, place in enumerate(("gpu", "cpu")):
+        make_run(tmp_path / place, 0.7, seed, f"trainer.accelerator={place}", setting="plain")
+    runs = read_runs(tmp_path)
+    assert len(set(run_table(runs, "strict").setting)) == 2
+    table = run_table(runs, "strict", ["trainer.accelerator"])
+    assert list(table.setting) == ["plain", "plain"]
+    assert dict(zip(table.run, table["trainer.accelerator"], strict=True)) == {"gpu": "gpu", "cpu": "cpu"}
+
+
 def test_where_experiments_alone_differ_they_are_what_is_varied(tmp_path):
     """So were studies made before sweeps had files."""
     for name in ("shapes_grpo", "shapes_eg_grpo"):
