@@ -1,9 +1,10 @@
 """What the entropy bonus does to the gradient: `python -m experiments.bonus.gradient [batches=48] [overrides ...]`.
 
-A token's bonus depends on the entropy before it is drawn and hardly on what is drawn. So it is a baseline, and the
-policy gradient of a baseline is 0 in expectation (the sum over actions of pi grad log pi is 0). Here that is measured:
-the same samples give the gradients of the reward's advantages, of three bonuses, of what excluded tokens lose, and of
-entropy itself. What a batch's gradient has in common with other batches' is signal; the rest is noise.
+A token's bonus depends on the entropy before it is drawn and, but for its cap, hardly on what is drawn. So it is a
+baseline, and the policy gradient of a baseline is 0 in expectation where tokens are drawn from the distribution that is
+trained (the sum over actions of pi grad log pi is 0). Here that is measured: the same samples give the gradients of the
+reward's advantages, of four bonuses, of what excluded tokens lose, and of entropy itself. What a batch's gradient has in
+common with other batches' is signal; the rest is noise, of other prompts and of sampling.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from egrpo.training.settings import own_samples
 from egrpo.types import Rollout, TokenScores
 
 HERE = Path(__file__).parent
-TERMS = ("advantage", "excluded", "bonus released", "bonus scale 3 cap 1", "bonus paper", "entropy")
+TERMS = (
+    *("advantage", "excluded", "bonus released", "bonus scale 3 cap 1", "bonus scale 3 cap 0.1", "bonus paper"),
+    "entropy",
+)
 
 
 def token_terms(sampled: TokenScores, advantages: Tensor, log_sizes: Tensor) -> Tensor:
@@ -52,6 +56,7 @@ def token_terms(sampled: TokenScores, advantages: Tensor, log_sizes: Tensor) -> 
     bonuses = (
         entropy_guided(*where)[0],
         entropy_guided(*where, bonus_scale=3.0, bonus_cap=1.0)[0],
+        entropy_guided(*where, bonus_scale=3.0, bonus_cap=0.1)[0],
         budget_balanced(*where)[0],
     )
     surprise = torch.where(sampled.mask, -sampled.logps - sampled.entropy * log_sizes, 0.0)
