@@ -3,8 +3,8 @@
 A token's bonus depends on the entropy before it is drawn and, but for its cap, hardly on what is drawn. So it is a
 baseline, and the policy gradient of a baseline is 0 in expectation where tokens are drawn from the distribution that is
 trained (the sum over actions of pi grad log pi is 0). Here that is measured: the same samples give the gradients of the
-reward's advantages, of four bonuses, of what excluded tokens lose, and of entropy itself. What a batch's gradient has in
-common with other batches' is signal; the rest is noise, of other prompts and of sampling.
+reward's advantages, of four bonuses, of what excluded tokens lose, and of entropy itself. What a batch's gradient has
+in common with other batches' is signal; the rest is noise, of other prompts and of sampling.
 """
 
 from __future__ import annotations
