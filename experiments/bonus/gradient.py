@@ -1,10 +1,11 @@
-"""What the entropy bonus does to the gradient: `python -m experiments.bonus.gradient [batches=48] [overrides ...]`.
+"""What the entropy bonus does to the gradient: `python -m experiments.bonus.gradient [batches=96] [overrides ...]`.
 
 A token's bonus depends on the entropy before it is drawn and, but for its cap, hardly on what is drawn. So it is a
 baseline, and the policy gradient of a baseline is 0 in expectation where tokens are drawn from the distribution that is
 trained (the sum over actions of pi grad log pi is 0). Here that is measured: the same samples give the gradients of the
 reward's advantages, of four bonuses, of what excluded tokens lose, and of entropy itself. What a batch's gradient has
-in common with other batches' is signal; the rest is noise, of other prompts and of sampling.
+in common with other batches' is signal; the rest is noise, of other prompts and of sampling. With other batches or
+overrides than the recorded ones, gradient.csv beside this file is left as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from egrpo.algorithm import group_advantages
-from egrpo.algorithm.entropy_policies import budget_balanced, entropy_guided
+from egrpo.algorithm.entropy_policies import budget_balanced, entropy_guided, uniform
 from egrpo.analysis.resampling import Bootstrap
 from egrpo.images import to_images
 from egrpo.paths import config_dir
@@ -33,6 +34,7 @@ from egrpo.training.settings import own_samples
 from egrpo.types import Rollout, TokenScores
 
 HERE = Path(__file__).parent
+RECORDED = 96  # batches of gradient.csv
 TERMS = (
     *("advantage", "excluded", "bonus released", "bonus scale 3 cap 1", "bonus scale 3 cap 0.1", "bonus paper"),
     "entropy",
@@ -51,7 +53,7 @@ def token_terms(sampled: TokenScores, advantages: Tensor, log_sizes: Tensor) -> 
         log_sizes: [N, T], log of the vocabulary's size, which recorded entropies are divided by.
     """
     where = (advantages, sampled.entropy, sampled.mask, sampled.is_image)
-    plain = entropy_guided(*where, high_fraction=0.0, low_fraction=0.0)[0]
+    plain = uniform(*where)[0]
     kept = entropy_guided(*where, bonus_scale=0.0)[0]
     bonuses = (
         entropy_guided(*where)[0],
@@ -161,17 +163,21 @@ def _numbers(products: np.ndarray, term: int, batches: np.ndarray) -> dict[str, 
 
 
 def main(arguments: list[str]) -> None:
-    """Measures, prints, writes gradient.csv."""
+    """Measures, prints; writes gradient.csv where it is the recorded measurement that was made again."""
     own = [a for a in arguments if a.startswith("batches=")]
-    batches = int(own[-1].removeprefix("batches=")) if own else 48
-    rows = compare(measure([a for a in arguments if a not in own], batches))
-    rows.to_csv(HERE / "gradient.csv", index=False, float_format="%.4g")
+    overrides = [a for a in arguments if a not in own]
+    told = own[-1].removeprefix("batches=") if own else str(RECORDED)
+    if not told.isdecimal() or int(told) < 3:
+        sys.exit(f"error: batches={told}: give a whole number of at least 3; of fewer nothing can be compared")
+    rows = compare(measure(overrides, int(told)))
+    if int(told) == RECORDED and not overrides:
+        rows.to_csv(HERE / "gradient.csv", index=False, float_format="%.4g")
     print(file=sys.stderr)
     keys = [key for key in rows.columns if f"{key} low" in rows.columns]
     print(f"| term | {' | '.join(keys)} |\n|{'---|' * (len(keys) + 1)}")
     for _, row in rows.iterrows():
-        told = (f"{row[key]:.3g} [{row[f'{key} low']:.3g}, {row[f'{key} high']:.3g}]" for key in keys)
-        print(f"| {row.term} | {' | '.join(told)} |")
+        cells = (f"{row[key]:.3g} [{row[f'{key} low']:.3g}, {row[f'{key} high']:.3g}]" for key in keys)
+        print(f"| {row.term} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
