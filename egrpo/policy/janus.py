@@ -20,6 +20,7 @@ from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.policy.prompting import encode, fit_prompt
 from egrpo.policy.randomness import SampleKey, sample_keys
 from egrpo.policy.rollout import Sampler, chunks, one_in
+from egrpo.policy.rollout_copy import RolloutCopy
 from egrpo.policy.sampling import grid_size, pad_token
 from egrpo.policy.scoring import score_rollout
 from egrpo.policy.templates import Templates
@@ -89,6 +90,7 @@ class JanusPolicy(nn.Module):
         self.steps = Steps(decoding)
         self.lockstep: Lockstep = ALONE  # in scoring, with ranks that hold other parts of the weights
         self.drawing: Lockstep = ALONE  # the same in sampling, unless this rank has the whole weights for it
+        self.rollout_copy: RolloutCopy | None = None  # what is sampled from, where the weights are divided
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else pad_token(model)
         self.begin_of_image = begin_of_image_token(model, self.tokenizer)
         freeze_all_but(model, trainable)
@@ -124,9 +126,14 @@ class JanusPolicy(nn.Module):
         return Backbone.of(self.model)
 
     @property
+    def rollout_model(self) -> Any:
+        """The model that rollouts run: the policy's own, or the whole copy of one that is divided among ranks."""
+        return self.model if self.rollout_copy is None else self.rollout_copy.model
+
+    @property
     def device(self) -> torch.device:
-        """Where the language model is."""
-        return next(self.model.model.language_model.parameters()).device
+        """Where the language model is that rollouts run."""
+        return next(self.rollout_model.model.language_model.parameters()).device
 
     @torch.no_grad()
     def rollout(
@@ -180,7 +187,7 @@ class JanusPolicy(nn.Module):
         keys = sample_keys(texts, group_size, seed, step, offsets)
         shared = one_in(images_per_plan, group_size, offsets) if cot else 1
         how = Drawing(temperature, greedy, top_k, top_p, cfg_weight, guided_logps)
-        with evaluating(self.model):
+        with evaluating(self.rollout_model):
             return self._draw(keys, cot, shared, how, chunk)
 
     def _draw(self, keys: list[SampleKey], cot: bool, shared: int, how: Drawing, chunk: int | None) -> Rollout:
@@ -244,7 +251,7 @@ class JanusPolicy(nn.Module):
         count, size = len(codes), min(most, self.decode_batch)
         if self.decode_evenly and count % size:
             codes = torch.cat([codes, codes[-1:].expand(size - count % size, -1)])
-        parts = [self.model.decode_image_tokens(part) for part in codes.split(size)]
+        parts = [self.rollout_model.decode_image_tokens(part) for part in codes.split(size)]
         return torch.cat([((part.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])[:count]
 
     def export(self, directory: str | Path) -> None:
@@ -274,7 +281,9 @@ class JanusPolicy(nn.Module):
     def _sampler(self, keys: list[SampleKey] | None, rows: list[slice]) -> Sampler:
         # Hooks that gather weights at every layer cannot be captured.
         steps = self.steps if self.drawing is ALONE else Steps("eager")
-        return Sampler(self.backbone, steps, self.drawing, keys, rows, self.pad, self.padding, self.device)
+        return Sampler(
+            Backbone.of(self.rollout_model), steps, self.drawing, keys, rows, self.pad, self.padding, self.device
+        )
 
     def _decode_plans(self, text: Segment) -> list[str]:
         rows = [tokens[mask].tolist() for tokens, mask in zip(text.tokens.cpu(), text.mask.cpu(), strict=True)]

@@ -6,8 +6,8 @@ the whole batch.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from egrpo import distributed
+from egrpo.policy.capture import EAGER_COST
 from egrpo.policy.lockstep import ALONE, Lockstep
+from egrpo.policy.rollout_copy import RolloutCopy
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -46,21 +50,13 @@ class Engine:
         """Divides freshly built parts among the ranks, where the strategy has not done so while they were built."""
 
     @contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        """Inside, the policy's modules can be run by this rank alone."""
-        yield
-
-    @contextmanager
     def drawing(self) -> Iterator[None]:
         """Around sampling: with the whole weights, or (`rollout.gather=shard`) in step with the other ranks."""
         policy = self.module.policy
-        if self.module.rollout_settings.gather == "full" or self.lockstep is ALONE:
-            try:
-                with self.whole_weights():
-                    yield
-            finally:
-                if self.lockstep is not ALONE:
-                    policy.steps.drop()  # they read weights that are released now
+        if policy.rollout_copy is not None:
+            policy.rollout_copy.refresh(policy.model, self.gathered, self.module.trainer.strategy.root_device)
+        if policy.rollout_copy is not None or self.lockstep is ALONE:
+            yield
             return
         policy.drawing = self.lockstep
         try:
@@ -68,6 +64,31 @@ class Engine:
                 yield
         finally:
             policy.drawing = ALONE
+
+    def keep_rollout_copy(self, policy: Any) -> None:
+        """Gives the policy whole weights to sample from, unless `rollout.gather=shard` asks for layers gathered one by
+        one. To be called before the policy is divided or gets hooks."""
+        if self.module.rollout_settings.gather == "full":
+            policy.rollout_copy = RolloutCopy(policy.model)
+        elif self.module.trainer.strategy.root_device.type == "cuda" and distributed.rank() == 0:
+            log.warning("sampling runs eagerly under rollout.gather=shard (perf/decoding=0): %s", EAGER_COST)
+
+    @property
+    def fast_decoding(self) -> bool:
+        """Whether tokens were drawn in the fast way of this device: on a GPU by CUDA graphs."""
+        policy = self.module.policy
+        in_step = self.lockstep is not ALONE and policy.rollout_copy is None
+        return not (policy.steps.fell_back or (in_step and policy.device.type == "cuda"))
+
+    def weights_changed(self) -> None:
+        """After the weights were loaded or stepped."""
+        policy = self.module.policy
+        if policy is not None and policy.rollout_copy is not None:
+            policy.rollout_copy.mark_stale()
+
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Sequence[Tensor]]:
+        """Inside, these parameters are whole; see `egrpo.policy.rollout_copy.Gather`."""
+        return nullcontext(parameters)
 
     def root_weights(self) -> AbstractContextManager[Any]:
         """Inside, the policy's modules can be run without its own forward, in step with the other ranks."""
@@ -110,19 +131,6 @@ def add_gradients(parameters: list[nn.Parameter]) -> None:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
     distributed.sum_in_place([p.grad for p in used if p.grad is not None])
-
-
-@contextmanager
-def without_hooks(module: nn.Module) -> Iterator[None]:
-    """Takes forward hooks off every submodule, then puts them back."""
-    kept = [(part, part._forward_pre_hooks, part._forward_hooks) for part in module.modules()]
-    for part, _, _ in kept:
-        part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
-    try:
-        yield
-    finally:
-        for part, before, after in kept:
-            part._forward_pre_hooks, part._forward_hooks = before, after
 
 
 def engine_for(module: LightningModule) -> Engine:

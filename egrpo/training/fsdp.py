@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree
 
 from egrpo import distributed
 from egrpo.policy.deferred import deferring, fill, weight_files
-from egrpo.training.engines import Engine, without_hooks
+from egrpo.training.engines import Engine
 from egrpo.types import TokenScores
 
 # FSDP finds the tensors of a module's output, from which the backward pass will come, through pytree.
@@ -37,6 +38,7 @@ class FSDPEngine(Engine):
     def divide(self, policy: Any, reference: Any) -> None:
         mesh = self.module.device_mesh["data_parallel"]
         keys, files = weight_keys(policy), weight_files(policy.model.config._name_or_path)
+        self.keep_rollout_copy(policy)
         for part in (policy, reference):
             if not isinstance(part, nn.Module):
                 continue  # the policy with its adapter off
@@ -49,20 +51,6 @@ class FSDPEngine(Engine):
             root._get_fsdp_state()._lazy_init()  # the root first: rollouts gather before the first forward
 
     @contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        """Gathers the policy once and takes the hooks off that would gather and release it layer by layer."""
-        policy: nn.Module = self.module.policy
-        parts = [part for part in policy.modules() if isinstance(part, FSDPModule)]
-        for part in parts:
-            part.unshard()
-        try:
-            with without_hooks(policy):
-                yield
-        finally:
-            for part in parts:
-                part.reshard()
-
-    @contextmanager
     def root_weights(self) -> Iterator[None]:
         policy: Any = self.module.policy
         policy.unshard()  # what lies around the layers, which gather themselves
@@ -70,6 +58,10 @@ class FSDPEngine(Engine):
             yield
         finally:
             policy.reshard()
+
+    @contextmanager
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
+        yield [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]
 
     def accumulating(self) -> Any:
         return nullcontext()

@@ -87,6 +87,9 @@ class GRPOModule(LightningModule):
         self.policy.train()  # transformers loads in evaluation mode, where gradient checkpointing stays off
         distributed.seed_this_rank(self.seed)
 
+    def setup(self, stage: str) -> None:
+        self.engine.weights_changed()  # a checkpoint may be loaded next
+
     def configure_optimizers(self) -> Any:
         assert self.policy is not None
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
@@ -117,7 +120,8 @@ class GRPOModule(LightningModule):
         self.last_rollout = (grouped, rollout, table)
         whole = whole_rollout(rollout)
         metrics |= rollout_metrics(whole, whole_rewards, mixed, settings.group_size)
-        self.report(metrics | speed_metrics(whole, self.clock.step))
+        decoding = {"perf/decoding": float(self.engine.fast_decoding)}
+        self.report(metrics | speed_metrics(whole, self.clock.step) | decoding)
 
     def sample(self, records: list[PromptRecord], step: int) -> Rollout:
         """This rank's samples, G a prompt in group order."""
@@ -241,6 +245,7 @@ class GRPOModule(LightningModule):
         """Clips, checks and applies the gradient; returns its norm before clipping."""
         step = self.global_step  # which some strategies count on even where they take none
         norm = self.engine.apply(self.objective.max_grad_norm)
+        self.engine.weights_changed()
         if norm is None or not bool(norm.isfinite()):
             raise TrainingError(
                 f"the gradient norm is {'inf or nan' if norm is None else norm.item()} at step {step}, and "

@@ -175,6 +175,18 @@ class DeepSpeed(WrittenBeside, strategies.DeepSpeedStrategy):
         with compiling():
             self._init_deepspeed_distributed()
 
+    def setup(self, trainer: Any) -> None:
+        """As Lightning's, with everything that ZeRO does not divide on this rank's device.
+
+        DeepSpeed gathers a parameter to the device of the empty placeholder that is left of it. transformers makes
+        placeholders and buffers on the CPU, Lightning moves them back there when a validation ends, and DeepSpeed moves
+        nothing of a model that is divided already.
+        """
+        assert self.lightning_module is not None
+        if self.zero_stage_3:
+            self.lightning_module.to(self.root_device)
+        super().setup(trainer)
+
     def _format_config(self) -> None:
         super()._format_config()
         assert isinstance(self.config, dict)

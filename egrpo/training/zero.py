@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from egrpo import distributed
-from egrpo.training.engines import Engine, without_hooks
+from egrpo.policy.rollout_copy import without_hooks
+from egrpo.training.engines import Engine
 
 
 class ZeroEngine(Engine):
@@ -60,18 +61,15 @@ class ZeroEngine(Engine):
                 "model.gradient_checkpointing=true does not go with an adapter on weights that DeepSpeed divides: "
                 "set model.gradient_checkpointing=false, or another strategy, such as strategy=deepspeed_stage_2"
             )
+        if self.divided:
+            self.keep_rollout_copy(policy)
 
     @contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        """Gathers the policy once and takes the hooks off that would gather and release it layer by layer."""
-        if not self.divided:
-            yield
-            return
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
         import deepspeed
 
-        policy: nn.Module = self.module.policy
-        with deepspeed.zero.GatheredParameters(list(policy.parameters())), without_hooks(policy):
-            yield
+        with deepspeed.zero.GatheredParameters(list(parameters)):
+            yield [p.data for p in parameters]
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:

@@ -82,8 +82,8 @@ class Logits(Callback):
         self.file = Path(file)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        with pl_module.engine.whole_weights():
-            found = logits(pl_module.policy.model)
+        with pl_module.engine.drawing():
+            found = logits(pl_module.policy.rollout_model)
         if trainer.global_rank == 0:
             torch.save(found, self.file)
 

@@ -59,12 +59,12 @@ def trajectory(prompts: Path, folder: Path, *overrides: str) -> dict[str, Any]:
 
 def full_weights(module: Any) -> dict[str, torch.Tensor]:
     """The trained weights, whole on this rank."""
-    with module.engine.whole_weights():
-        return {name: whole(p).clone() for name, p in module.policy.named_parameters() if p.requires_grad}
-
-
-def whole(parameter: Any) -> torch.Tensor:
-    return (parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter).detach().cpu()
+    found = {}
+    for name, p in module.policy.named_parameters():
+        if p.requires_grad:
+            with module.engine.gathered([p]) as (value,):
+                found[name] = value.detach().cpu().clone()
+    return found
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
