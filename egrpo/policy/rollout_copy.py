@@ -46,6 +46,8 @@ class RolloutCopy:
         """To be called when the trainable weights may have changed; all others never do."""
         self._stale |= self._trained & set(self._names)
 
+    @torch.inference_mode(False)  # tensors made in inference mode could not be changed by the next training step
+    @torch.no_grad()
     def refresh(self, source: nn.Module, gather: Gather, device: torch.device) -> None:
         """Copies the weights that have changed since the last time. All ranks must call it together.
 
@@ -60,7 +62,7 @@ class RolloutCopy:
         theirs, ours = dict(source.named_parameters()), dict(self.model.named_parameters())
         stale = [name for name in self._names if name in self._stale]
         for names in _buckets(stale, ours):
-            with torch.no_grad(), gather([theirs[name] for name in names]) as whole:
+            with gather([theirs[name] for name in names]) as whole:
                 for name, value in zip(names, whole, strict=True):
                     ours[name].copy_(value)
         self._stale.clear()

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from egrpo.training.optimizers import MasterAdamW, go_on_with_schedule
 
@@ -118,3 +120,47 @@ def test_a_resumed_run_has_the_rate_of_its_settings_at_its_step(new_optimizer: b
         assert rate == pytest.approx(lr * step / 8) and resumed_scheduler.get_last_lr() == [rate]
         resumed.step()
         resumed_scheduler.step()
+
+
+@pytest.fixture
+def mesh(tmp_path) -> Any:
+    """A device mesh of this process alone."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), rank=0, world_size=1
+    )
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_masters_of_divided_weights_are_divided_alike(mesh, fused: bool):
+    """Under FSDP2: float32 states in the weight's own division, and the numbers of a weight that is whole."""
+    whole = start(torch.bfloat16)
+    divided = torch.nn.Parameter(distribute_tensor(start(torch.bfloat16).detach(), mesh, [Shard(0)]))
+    settings = SETTINGS | {"lr": 1e-3, "fused": fused}
+    one, two = MasterAdamW([whole], **settings), MasterAdamW([divided], **settings)
+    for grad in gradients(5, torch.bfloat16):
+        whole.grad, divided.grad = grad.clone(), distribute_tensor(grad, mesh, [Shard(0)])
+        one.step()
+        two.step()
+    assert divided.dtype == torch.bfloat16 and divided.grad is not None
+    for name in ("master", "exp_avg", "exp_avg_sq"):
+        value = two.state[divided][name]
+        assert isinstance(value, DTensor) and value.placements == divided.placements, name
+        assert value.dtype == value.to_local().dtype == torch.float32 and value.device == divided.device, name
+        assert torch.equal(value.full_tensor(), one.state[whole][name]), name
+    assert torch.equal(divided.detach().full_tensor(), whole)
+
+
+def test_buckets_take_the_steps_of_all_at_once(monkeypatch):
+    def steps(size: int) -> list[torch.Tensor]:
+        monkeypatch.setattr("egrpo.training.optimizers.BUCKET", size)
+        weights = [start(torch.bfloat16) for _ in range(5)]
+        optimizer = MasterAdamW(weights, **SETTINGS | {"lr": 1e-3})
+        for number, grad in enumerate(gradients(3, torch.bfloat16)):
+            for i, p in enumerate(weights):
+                p.grad = None if (i + number) % 4 == 0 else grad * (i + 1)
+            optimizer.step()
+        return [optimizer.state[p]["master"] for p in weights]
+
+    assert all(torch.equal(a, b) for a, b in zip(steps(2**28), steps(20), strict=True))
