@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import BatchEncoding, GroundingDinoForObjectDetection
 from egrpo.precision import float32_default
 from egrpo.rewards.detection_rules import QUIRKS, RULES, Detection, detection_prompt, detection_score, has_rule
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, model_folder
+from egrpo.rewards.preparation import Preparation, by_level, cut_as, levels_of, rows_by_size, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
 from egrpo.types import PromptRecord
 
@@ -45,14 +45,15 @@ class GroundingDinoReward:
         dtype: Of the weights: "float32", "bfloat16" or "float16".
         batch_size: Images in one forward pass.
         offload: Between uses the model waits on the CPU.
+        precision: Of products of float32 weights: "float32", "tf32", "bfloat16" or "float16"; see `Placement`.
         rules: "strict" (EG-GRPO: surplus objects cost) or "original" (T2I-R1).
         quirks: "fixed", or "reference" for the published code's faults.
         threshold: Phrase score above which a query is a detection, 0..1.
 
     Raises:
         FileNotFoundError: there is no model in `path`.
-        ValueError: unknown `rules`, `quirks` or `dtype`, a `batch_size` below 1, another model, or a tokenizer with
-            other delimiters.
+        ValueError: unknown `rules`, `quirks`, `dtype` or `precision`, a `batch_size` below 1, another model, or a
+            tokenizer with other delimiters.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class GroundingDinoReward:
         dtype: str = "float32",
         batch_size: int = 32,
         offload: bool = False,
+        precision: str = "float32",
         rules: str = "strict",
         quirks: str = "fixed",
         threshold: float = 0.3,
@@ -71,13 +73,17 @@ class GroundingDinoReward:
             raise ValueError(f"rules={rules!r}, quirks={quirks!r}: rules are {RULES}, quirks {QUIRKS}")
         check_batch_size(batch_size)
         folder = model_folder(path, "gdino")
-        model = load_model(GroundingDinoForObjectDetection, folder, "gdino")
+        model = load_model(GroundingDinoForObjectDetection, folder, "gdino", device, offload)
         self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
         ids = self.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])
         if ids != DELIMITERS:
             raise ValueError(f"the tokenizer in {folder} gives [CLS], [SEP], . and ? the ids {ids}, not {DELIMITERS}")
         self.max_tokens, self.queries = model.config.max_text_len, model.config.num_queries
-        self.placement = Placement(model, device, dtype, offload)
+        self.placement = Placement(model, device, dtype, offload, precision)
+        levels = levels_of(self.processor)
+        self.preparation = Preparation(
+            cut_as(self.processor), lambda pixels: by_level(pixels, levels), self.placement.device
+        )
         self.batch_size, self.threshold = batch_size, threshold
         self.rules, self.quirks = rules, quirks
 
@@ -108,20 +114,20 @@ class GroundingDinoReward:
         """
         check_pairs(images, records)
         captions = [self.caption(record) for record in records]
+        asked = [row for row, caption in enumerate(captions) if caption.names]
+        # Only images of one size go together: padded pixels would change the detections.
+        batches = rows_by_size(images, asked, self.batch_size)
         found: list[list[Detection]] = [[] for _ in records]
-        by_size = defaultdict(list)  # only images of one size go together: padded pixels would change the detections
-        for row, caption in enumerate(captions):
-            if caption.names:
-                by_size[images[row].size].append(row)
-        step = self.batch_size
-        batches = [rows[first : first + step] for rows in by_size.values() for first in range(0, len(rows), step)]
         if not batches:
             return found
-        with self.placement():
-            for rows in batches:
-                logits, boxes = self.predict([images[row] for row in rows], [captions[row] for row in rows])
-                for row, row_logits, row_boxes in zip(rows, logits, boxes):
-                    found[row] = self._above_threshold(captions[row], row_logits, row_boxes)
+        predictions = []  # stay on the device until all batches are on their way
+        shown = [[images[row] for row in rows] for rows in batches]
+        with self.placement(), self.preparation.ahead(shown) as prepared:
+            for pictures, rows in zip(prepared, batches, strict=True):
+                predictions.append(self.predict(pictures, [captions[row] for row in rows]))
+        for rows, (logits, boxes) in zip(batches, predictions, strict=True):
+            for row, row_logits, row_boxes in zip(rows, logits.cpu(), boxes.cpu(), strict=True):
+                found[row] = self._above_threshold(captions[row], row_logits, row_boxes)
         return found
 
     def caption(self, record: PromptRecord) -> Caption:
@@ -147,19 +153,20 @@ class GroundingDinoReward:
         Captions are padded on the right to L tokens and masked, which leaves a row's values as they are.
 
         Returns:
-            logits [N, Q queries, L], minus infinity at padding; boxes [N, Q, 4], [cx, cy, w, h] in 0..1; both float32.
+            logits [N, Q queries, L], minus infinity at padding; boxes [N, Q, 4], [cx, cy, w, h] in 0..1; both float32,
+            on the model's device.
 
         Raises:
             ValueError: the images are too narrow for the model.
         """
-        device, dtype = self.placement.device, self.placement.dtype
-        pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+        device = self.placement.device
+        pixels = self.preparation(images).to(self.placement.dtype)
         ids = pad_sequence([c.ids for c in captions], batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
         mask = pad_sequence([torch.ones_like(c.ids) for c in captions], batch_first=True)
         try:
             with float32_default():
                 output = self.placement.model(
-                    pixel_values=pixels.to(device, dtype), input_ids=ids.to(device), attention_mask=mask.to(device)
+                    pixel_values=pixels, input_ids=to_device(ids, device), attention_mask=to_device(mask, device)
                 )
         except RuntimeError as error:
             if TOO_FEW_POSITIONS not in str(error):
@@ -170,15 +177,14 @@ class GroundingDinoReward:
                 f"has fewer positions than the model's {self.queries} queries need; give "
                 "images that are closer to a square"
             ) from error
-        return output.logits[..., : ids.shape[1]].float().cpu(), output.pred_boxes.float().cpu()
+        return output.logits[..., : ids.shape[1]].float(), output.pred_boxes.float()
 
     def _above_threshold(self, caption: Caption, logits: Tensor, boxes: Tensor) -> list[Detection]:
         """Detections of one image from its logits [Q, L or more] and boxes [Q, 4], phrase by phrase."""
         scores = phrase_scores(caption, logits)
-        return [
-            Detection(caption.names[phrase], boxes[query].tolist(), scores[phrase, query].item())
-            for phrase, query in (scores > self.threshold).nonzero().tolist()
-        ]
+        phrases, queries = (scores > self.threshold).nonzero(as_tuple=True)
+        columns = phrases.tolist(), boxes[queries].tolist(), scores[phrases, queries].tolist()
+        return [Detection(caption.names[phrase], box, score) for phrase, box, score in zip(*columns, strict=True)]
 
 
 def phrase_scores(caption: Caption, logits: Tensor) -> Tensor:

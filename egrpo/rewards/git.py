@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, GitForCausalLM
 
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, in_batches, model_folder
+from egrpo.rewards.preparation import Preparation, by_level, cut_as, levels_of, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
 from egrpo.types import PromptRecord
 
@@ -29,6 +30,7 @@ class GITReward:
         dtype: Of the weights: "float32", "bfloat16", "float16".
         batch_size: Images, and pairs of image and question, a forward pass.
         offload: Between uses the model waits on the CPU.
+        precision: Of products of float32 weights: "float32", "tf32", "bfloat16" or "float16"; see `Placement`.
 
     Raises:
         FileNotFoundError: `path` holds no model.
@@ -44,15 +46,20 @@ class GITReward:
         dtype: str = "float32",
         batch_size: int = 32,
         offload: bool = False,
+        precision: str = "float32",
     ):
         check_batch_size(batch_size)
         folder = model_folder(path, "git")
-        model = load_model(GitForCausalLM, folder, "git")
+        model = load_model(GitForCausalLM, folder, "git", device, offload)
         self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
         self.longest = model.config.max_position_embeddings
         self.batch_size = batch_size
         self.yes, self.no = (self._answer(word, folder) for word in ("yes", "no"))
-        self.placement = Placement(model, device, dtype, offload)
+        self.placement = Placement(model, device, dtype, offload, precision)
+        levels = levels_of(self.processor)
+        self.preparation = Preparation(
+            cut_as(self.processor), lambda pixels: by_level(pixels, levels), self.placement.device
+        )
 
     def _answer(self, word: str, folder: Path) -> int:
         ids = self.tokenizer(word, add_special_tokens=False).input_ids
@@ -76,16 +83,19 @@ class GITReward:
                     [images[row] for row in rows],
                     [records[row] for row in rows],
                     self.batch_size,
+                    self.preparation,
                 )
         return scores
 
     def _score(self, model: Any, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         questions = [f"{noun}?" for record in records for noun in nouns_of(record)]
-        owners = torch.tensor([row for row, record in enumerate(records) for _ in nouns_of(record)])
+        counts = torch.tensor([len(nouns_of(record)) for record in records])
+        owners = torch.arange(len(records)).repeat_interleave(counts)
         logits = self.last_logits(model, images, owners, questions)
-        p_yes = (logits[:, self.yes] - logits[:, self.no]).sigmoid().cpu()  # the two softmax values' share of yes
-        sums = torch.zeros(len(records), dtype=torch.float32).index_add(0, owners, p_yes)
-        return sums / owners.bincount(minlength=len(records))
+        p_yes = (logits[:, self.yes] - logits[:, self.no]).sigmoid()  # the two softmax values' share of yes
+        table = torch.arange(int(counts.max())) < counts[:, None]  # [N, most nouns], row by row as the questions
+        counts, table = to_device(counts, p_yes.device), to_device(table, p_yes.device)
+        return torch.zeros(table.shape, device=p_yes.device).masked_scatter(table, p_yes).sum(1) / counts
 
     def last_logits(self, model: Any, images: list[Image.Image], owners: Tensor, questions: list[str]) -> Tensor:
         """[Q, vocabulary] float32: logits after question q about image owners[q]."""
@@ -104,15 +114,14 @@ class GITReward:
 
         No image token attends to text and every question begins with [CLS], so all questions share them.
         """
-        pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt").pixel_values
-        pixels = pixels.to(self.placement.device, self.placement.dtype)
+        pixels = self.preparation(images).to(self.placement.dtype)
         start = torch.full((len(images), 1), self.tokenizer.cls_token_id, device=self.placement.device)
         cache = model.git(input_ids=start, pixel_values=pixels, use_cache=True).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def _ask(self, model: Any, prefix: list[tuple[Tensor, Tensor]], owners: Tensor, questions: list[str]) -> Tensor:
-        ids, last = (tensor.to(self.placement.device) for tensor in self.question_ids(questions))
-        owners = owners.to(self.placement.device)
+        tensors = (*self.question_ids(questions), owners)
+        ids, last, owners = (to_device(tensor, self.placement.device) for tensor in tensors)
         # Without a mask: attention is causal and padding stands on the right, so no token that is read sees it.
         hidden = model.git(
             input_ids=ids,

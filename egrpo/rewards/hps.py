@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from egrpo.rewards.placement import Placement, check_batch_size, in_batches, model_folder
+from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, in_batches, model_folder
+from egrpo.rewards.preparation import Preparation, rows_by_size, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
 from egrpo.types import PromptRecord
 
@@ -30,6 +31,7 @@ class HPSReward:
         dtype: Of the weights: "float32", "bfloat16", "float16".
         batch_size: Images a forward pass.
         offload: Between uses the model waits on the CPU.
+        precision: Of products of float32 weights: "float32", "tf32", "bfloat16" or "float16"; see `Placement`.
 
     Raises:
         FileNotFoundError: `path` holds no model.
@@ -45,10 +47,11 @@ class HPSReward:
         dtype: str = "float32",
         batch_size: int = 32,
         offload: bool = False,
+        precision: str = "float32",
     ):
         check_batch_size(batch_size)
         folder = model_folder(path, "hps")
-        model = load_model(CLIPModel, folder, "hps")
+        model = load_model(CLIPModel, folder, "hps", device, offload)
         self.tokenizer = load_tokenizer(folder)
         processor = load_image_processor(folder)
         self.mean, self.std = processor.image_mean, processor.image_std
@@ -62,34 +65,51 @@ class HPSReward:
             )
         # CLIPModel reads the text at the token that its configuration names, and old configurations name a wrong one.
         model.text_model.eos_token_id = end
-        self.placement = Placement(model, device, dtype, offload)
+        self.placement = Placement(model, device, dtype, offload, precision)
+        self.preparation = Preparation(cut, self._finish, self.placement.device)
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images of any sizes and N records -> [N] float32."""
+        check_pairs(images, records)
+        batches = rows_by_size(images, range(len(images)), self.batch_size)
         with self.placement() as model:
-            return in_batches(lambda i, r: self._score(model, i, r), images, records, self.batch_size)
+            return in_batches(
+                lambda i, r: self._score(model, i, r), images, records, self.batch_size, self.preparation, batches
+            )
 
     def embed(self, images: list[Image.Image]) -> Tensor:
         """[N, D] float32 of length 1: where images lie for this model, whatever their prompts."""
-        with self.placement() as model:
-            parts = [images[at : at + self.batch_size] for at in range(0, len(images), self.batch_size)]
-            return torch.cat([self.embed_images(model, part) for part in parts])
+        batches = rows_by_size(images, range(len(images)), self.batch_size)
+        with (
+            self.placement() as model,
+            self.preparation.ahead([[images[row] for row in rows] for rows in batches]) as prepared,
+        ):
+            found = torch.cat([self.embed_images(model, pictures) for pictures in prepared])
+        order = [row for rows in batches for row in rows]
+        return found[torch.tensor(order).argsort().to(found.device)]
 
     def _score(self, model: Any, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(record.prompt for record in records))}
-        texts = self.embed_prompts(model, list(rows))[[rows[record.prompt] for record in records]]
+        order = to_device(torch.tensor([rows[record.prompt] for record in records]), self.placement.device)
+        texts = self.embed_prompts(model, list(rows))[order]
         return (self.embed_images(model, images) * texts).sum(-1)
 
     def embed_images(self, model: Any, images: list[Image.Image]) -> Tensor:
-        """[N, D] float32 of length 1."""
-        pixels = pixel_values(images, self.side, self.mean, self.std).to(self.placement.device, self.placement.dtype)
+        """[N, D] float32 of length 1; images of several sizes are prepared one by one."""
+        if len({image.size for image in images}) > 1:
+            pixels = torch.cat([self.preparation([image]) for image in images]).to(self.placement.dtype)
+        else:
+            pixels = self.preparation(images).to(self.placement.dtype)
         return F.normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
 
     def embed_prompts(self, model: Any, prompts: list[str]) -> Tensor:
         """[P, D] float32 of length 1."""
-        ids = self.input_ids(prompts).to(self.placement.device)
+        ids = to_device(self.input_ids(prompts), self.placement.device)
         # Without a mask: attention is causal and the text is read at its end, so padding after it is never seen.
         return F.normalize(model.get_text_features(input_ids=ids).pooler_output.float(), dim=-1)
+
+    def _finish(self, pixels: Tensor) -> Tensor:
+        return normalised(fitted(pixels, self.side), self.mean, self.std)
 
     def input_ids(self, prompts: list[str]) -> Tensor:
         """[P, context] int64, padded with 0; a prompt that is too long is cut and still ends with end-of-text."""
@@ -108,20 +128,34 @@ def clean(prompt: str) -> str:
 
 def pixel_values(images: list[Image.Image], side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """[N, 3, side, side] float32: `fit` into a square, padding and all normalised by `mean` and `std`."""
-    pixels = torch.stack([fit(image, side) for image in images])
-    centre, scale = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
-    return (pixels - centre) / scale
+    return normalised(torch.stack([fit(image, side) for image in images]), mean, std)
 
 
 def fit(image: Image.Image, side: int) -> Tensor:
-    """[3, side, side] float32: the longer side becomes `side`, the rest is black on both sides alike.
+    """[3, side, side] float32: the longer side becomes `side`, the rest is black on both sides alike."""
+    return fitted(cut(image)[None], side)[0]
+
+
+def cut(image: Image.Image) -> Tensor:
+    """uint8 [3, H, W]: the image as it is."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def fitted(pixels: Tensor, side: int) -> Tensor:
+    """uint8 [N, 3, H, W] -> float32 [N, 3, side, side] on the same device, as `fit` describes it.
 
     HPS resizes the float tensor, not 8-bit pixels, and does not clamp what bicubic interpolation overshoots.
     """
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
-    longer = max(pixels.shape[1:])
-    height, width = (max(1, round(length * (side / longer))) for length in pixels.shape[1:])
+    pixels = pixels.float() / 255
+    longer = max(pixels.shape[2:])
+    height, width = (max(1, round(length * (side / longer))) for length in pixels.shape[2:])
     if longer != side:
-        pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", align_corners=False, antialias=True)[0]
+        pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False, antialias=True)
     top, left = (side - height) // 2, (side - width) // 2
     return F.pad(pixels, (left, side - width - left, top, side - height - top))
+
+
+def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(pixels - mean) / std by channel of [N, 3, H, W]."""
+    centre, scale = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
+    return (pixels - to_device(centre, pixels.device)) / to_device(scale, pixels.device)

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration, TopKLogitsWarper, TopPLogitsWarper
 
-from egrpo.rewards.placement import Placement, check_batch_size, in_batches, model_folder
+from egrpo.rewards.placement import TF32, Placement, check_batch_size, check_pairs, in_batches, model_folder
+from egrpo.rewards.preparation import Preparation, by_level, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
 from egrpo.types import PromptRecord
 
@@ -51,13 +52,14 @@ class ORMReward:
         dtype: Of the weights: "float32", "bfloat16", "float16".
         batch_size: Images a forward pass. It changes no score beyond rounding.
         offload: Between uses the model waits on the CPU.
+        precision: Of products of float32 weights: "float32", "bfloat16" or "float16"; see `Placement`.
         mode: "deterministic" or "published".
         seed: Of the published draws.
 
     Raises:
         FileNotFoundError: `path` holds no model.
-        ValueError: `mode` is unknown, `batch_size` is below 1, or `path` holds another model or a tokenizer without the
-            tokens it takes.
+        ValueError: `mode` is unknown, `precision` is "tf32" (the angles of positions are a float32 product),
+            `batch_size` is below 1, or `path` holds another model or a tokenizer without the tokens it takes.
     """
 
     def __init__(
@@ -68,30 +70,47 @@ class ORMReward:
         dtype: str = "float32",
         batch_size: int = 32,
         offload: bool = False,
+        precision: str = "float32",
         mode: str = "deterministic",
         seed: int = 0,
     ):
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} of the orm reward is unknown: use {' or '.join(MODES)}")
+        if precision == TF32:
+            raise ValueError(
+                "precision=tf32 would turn the orm reward's positions by wrong angles, which are a float32 product: "
+                "use precision=bfloat16, or dtype=bfloat16"
+            )
         check_batch_size(batch_size)
         folder = model_folder(path, "orm")
-        model = load_model(LlavaOnevisionForConditionalGeneration, folder, "orm")
+        model = load_model(LlavaOnevisionForConditionalGeneration, folder, "orm", device, offload)
         self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
         for token in ("yes", "no", "<|im_start|>", "<|im_end|>"):
             if token not in self.tokenizer.get_vocab():
                 raise ValueError(f"the tokenizer in {folder} has no token {token!r}, which the orm reward needs")
         self.yes, self.no = self.tokenizer.convert_tokens_to_ids(["yes", "no"])
+        vocabulary = self.tokenizer.get_vocab().items()
+        self.answers = torch.tensor([row for word, row in vocabulary if word.lower().strip() in ("yes", "no")])
         self.pad = self.tokenizer.convert_tokens_to_ids("<|im_end|>")  # any id will do: padding is masked
         vision = model.config.vision_config
         newline = 1
         self.image_ids = [model.config.image_token_id] * ((vision.image_size // vision.patch_size) ** 2 + newline)
         self.mode, self.seed, self.batch_size = mode, seed, batch_size
-        self.placement = Placement(model, device, dtype, offload)
+        self.placement = Placement(model, device, dtype, offload, precision)
+        self.preparation = Preparation(self.square, self._finish, self.placement.device)
+        self.levels = self._levels()
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and N records -> [N] float32, 0..1."""
+        check_pairs(images, records)
+        # Questions of one length need no padding, and attention without a mask is faster.
+        lengths = {prompt: len(self.question_ids(prompt)) for prompt in {record.prompt for record in records}}
+        rows = sorted(range(len(records)), key=lambda row: lengths[records[row].prompt])
+        batches = [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
         with self.placement() as model:
-            return in_batches(lambda i, r: self._score(model, i, r), images, records, self.batch_size)
+            return in_batches(
+                lambda i, r: self._score(model, i, r), images, records, self.batch_size, self.preparation, batches
+            )
 
     def _score(self, model: Any, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         prompts = [record.prompt for record in records]
@@ -99,19 +118,20 @@ class ORMReward:
         if self.mode == "deterministic":
             return ((logits[:, self.yes] - logits[:, self.no]) / TEMPERATURE).sigmoid()
         draws = [uniform(self.seed, prompt, image) for prompt, image in zip(prompts, images, strict=True)]
-        return self.sampled_scores(logits.cpu(), draws, model.generation_config)
+        return self.sampled_scores(logits, draws, model.generation_config)
 
     def answer_logits(self, model: Any, images: list[Image.Image], prompts: list[str]) -> Tensor:
         """[N, vocabulary] float32, on the model's device: logits of the first answer token."""
-        device = self.placement.device
-        ids, mask = (tensor.to(device) for tensor in self.token_ids(prompts))
-        pixels = torch.stack([self.pixels(image) for image in images])[:, None]  # [N, one view, 3, S, S]
+        ids, mask = self.token_ids(prompts)
+        padded = not mask.all()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        pixels = self.preparation(images)[:, None].to(self.placement.dtype)  # [N, one view, 3, S, S]
         size = torch.tensor(pixels.shape[-2:]).expand(len(images), 2)
         output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            pixel_values=pixels.to(device, self.placement.dtype),
+            input_ids=to_device(ids, self.placement.device),
+            attention_mask=to_device(mask, self.placement.device) if padded else None,
+            position_ids=to_device(positions, self.placement.device) if padded else None,
+            pixel_values=pixels,
             image_sizes=size,
             # Two or more images a sample are never cut into tiles (anyres), which is what aspect ratio "pad" means.
             batch_num_images=[2] * len(images),
@@ -137,33 +157,45 @@ class ORMReward:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """[3, S, S] float32: padded to a square with the mean colour (grey 127), resized, normalised."""
+        return self.preparation([image])[0]
+
+    def square(self, image: Image.Image) -> Tensor:
+        """uint8 [3, S, S]: padded to a square with the mean colour, and resized."""
         image = image.convert("RGB")
-        mean, std = self.processor.image_mean, self.processor.image_std
         side = max(image.size)
-        square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
+        square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in self.processor.image_mean))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         size = self.processor.size
         square = square.resize((size["width"], size["height"]), Image.Resampling.BICUBIC)
-        scaled = torch.from_numpy(np.array(square, dtype=np.float32)) / 255
-        centre, scale = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
-        return ((scaled - centre) / scale).permute(2, 0, 1)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+    def _levels(self) -> Tensor:
+        """[3, 256] float32: each 8-bit level normalised, by channel."""
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32) for v in (self.processor.image_mean, self.processor.image_std)
+        )
+        return (torch.arange(256, dtype=torch.float32) / 255 - mean[:, None]) / std[:, None]
+
+    def _finish(self, pixels: Tensor) -> Tensor:
+        return by_level(pixels, self.levels)
 
     def sampled_scores(self, logits: Tensor, draws: list[float], generation: Any) -> Tensor:
         """[N] from logits [N, vocabulary], a number in [0, 1) each, and the settings `top_k` and `top_p`."""
         scores = logits / TEMPERATURE
         top_k = TOP_K if generation.top_k is None else generation.top_k
         top_p = TOP_P if generation.top_p is None else generation.top_p
-        no_ids = torch.zeros(len(scores), 0, dtype=torch.long)  # the warpers take what was generated, and ignore it
+        no_ids = scores.new_zeros(
+            len(scores), 0, dtype=torch.long
+        )  # the warpers take what was generated, and ignore it
         if top_k > 0:
             scores = TopKLogitsWarper(top_k)(no_ids, scores)
         if top_p < 1:
             scores = TopPLogitsWarper(top_p)(no_ids, scores)
         probs = scores.double().softmax(-1)
         reached = probs.cumsum(-1)
-        uniforms = torch.tensor(draws, dtype=torch.float64)[:, None]
+        uniforms = to_device(torch.tensor(draws, dtype=torch.float64)[:, None], scores.device)
         drawn = torch.searchsorted(reached, uniforms * reached[:, -1:], right=True)[:, 0]
-        words = self.tokenizer.convert_ids_to_tokens(drawn.tolist())
-        answered = torch.tensor([(word or "").lower().strip() in ("yes", "no") for word in words])
+        answered = torch.isin(drawn, to_device(self.answers, scores.device))
         yes, either = probs[:, self.yes], probs[:, self.yes] + probs[:, self.no]
         share = torch.where(answered & (either > 0), yes / either, 0.0).float()
         return share.where(logits.isfinite().all(-1), torch.nan)  # a broken judge is no judge that says no

@@ -8,9 +8,17 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from egrpo.rewards.placement import home_of, pick_device
 
-def load_model(kind: Any, folder: Path, reward: str) -> Any:
+
+def load_model(kind: Any, folder: Path, reward: str, device: str = "cpu", offload: bool = False) -> Any:
     """`kind.from_pretrained(folder)`, from local files alone; `kind` is a transformers model class.
+
+    The weights are memory-mapped. On a GPU they are copied there tensor by tensor, and this process keeps none; on a
+    CPU they stay pages of their file, which all processes share as long as their type is not changed.
+
+    Args:
+        device, offload: As `Placement` takes them.
 
     Raises:
         ValueError: the folder holds another architecture, or its weights lack some of the model's tensors, which
@@ -22,7 +30,9 @@ def load_model(kind: Any, folder: Path, reward: str) -> Any:
             f"the {reward} reward needs a model of type {wanted}, and {folder} holds one of type {found}: name another "
             f"folder with reward.{reward}.reward.path=..."
         )
-    model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    home = home_of(pick_device(device), offload)
+    place = {} if home.type == "cpu" else {"device_map": {"": home}}
+    model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **place)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(

@@ -62,22 +62,82 @@ def test_buffers_outside_checkpoints_keep_their_type():
 
 @pytest.mark.parametrize("offload, places", [(False, ["meta"]), (True, ["cpu", "meta", "cpu"])])
 def test_an_offloaded_model_is_on_its_device_only_while_it_is_used(offload, places):
-    moves = []
+    model = torch.nn.BatchNorm1d(3)  # parameters, a float buffer and a count
 
-    class Model(torch.nn.Module):
-        def to(self, *args, **kwargs):
-            moves.append(str(args[0]))
-            return self
+    def where() -> str:
+        (device,) = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+        return device
 
     def failing() -> None:
-        with place():
-            assert moves[-1] == "meta"
+        with place() as used:
+            assert used is model
+            moves.append(where())
             raise KeyError("what fails inside leaves the model where it waits")
 
-    place = Placement(Model(), device="meta", offload=offload)
+    place = Placement(model, device="meta", offload=offload)
+    moves = [where()]
     with pytest.raises(KeyError):
         failing()
-    assert moves == places
+    moves.append(where())
+    assert moves == (places if offload else places * 3)
+
+
+def test_an_offloaded_model_comes_back_without_a_copy():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[1].weight = model[0].weight  # shared weights stay shared
+    model.register_buffer("mean", torch.ones(2))
+    place = Placement(model, device="meta", offload=True)
+    before = {name: (id(tensor), tensor.data_ptr()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    with place():
+        assert model[0].weight is model[1].weight and model.mean.is_meta and not model[0].weight.requires_grad
+    assert {n: (id(t), t.data_ptr()) for n, t in model.state_dict(keep_vars=True).items()} == before
+    assert model(torch.ones(1, 2)).isfinite().all()
+
+
+@pytest.mark.parametrize("precision, product", [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_precision_is_that_of_products_and_not_of_weights(precision, product):
+    place = Placement(torch.nn.Linear(2, 2), precision=precision)
+    with place() as model:
+        assert model(torch.ones(1, 2)).dtype == product and model.weight.dtype == torch.float32
+    assert model(torch.ones(1, 2)).dtype == torch.float32 and not place.process_wide
+
+
+def test_tf32_holds_while_the_model_is_used_and_ends_with_an_error():
+    def settings() -> list[str]:
+        return [torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision]
+
+    def failing() -> None:
+        with Placement(torch.nn.Linear(2, 2), precision="tf32")():
+            assert settings() == ["tf32", "tf32"]
+            raise KeyError("fails inside")
+
+    before, legacy = settings(), torch.get_float32_matmul_precision()
+    with pytest.raises(KeyError):
+        failing()
+    assert settings() == before and torch.get_float32_matmul_precision() == legacy
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"precision": "half"}, "precision='half'.*float32, tf32, bfloat16, float16"),
+        ({"precision": "tf32", "dtype": "bfloat16"}, "precision=tf32.*its dtype is bfloat16"),
+    ],
+)
+def test_a_precision_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Placement(torch.nn.Linear(2, 2), **settings)
+
+
+def test_batches_in_any_order_give_scores_in_the_order_of_the_images():
+    seen = []
+
+    def score(images, records):
+        seen.append([record.prompt for record in records])
+        return torch.tensor([image.getpixel((0, 0))[0] for image in images])
+
+    values = in_batches(score, IMAGES, RECORDS, 2, batches=[[3, 0], [4, 1], [2]])
+    assert values.tolist() == [0, 1, 2, 3, 4] and seen == [["3", "0"], ["4", "1"], ["2"]]
 
 
 def test_devices():
