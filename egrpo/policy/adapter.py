@@ -86,8 +86,8 @@ class FrozenReference(nn.Module):
         policy: Gives the frozen modules and the settings of scoring.
         model: Takes the trainable modules from this model instead of copying the policy's (where its parameters are
             partitioned they cannot be copied); it is frozen in place.
-        embeddings: Which input embeddings text tokens have: the reference's "own", or those of the "policy" as they are
-            when it scores, as in the released code, which hands the policy's embeddings to the reference's layers. Image
+        embeddings: Which input embeddings text tokens have: the reference's "own", or those of the "policy" at the time
+            of scoring, as in the released code, which hands the policy's embeddings to the reference's layers. Image
             tokens have frozen ones either way.
 
     Raises:

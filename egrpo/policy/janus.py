@@ -40,7 +40,7 @@ class JanusPolicy(nn.Module):
         max_prompt_tokens: Most tokens of a reasoning prompt, template included; longer prompts are cut. None = any.
         chunk_size: Positions whose logits are held at once while scoring.
         padding: "exact" or "published", see `egrpo.policy.sample_image_tokens`.
-        strip_plans: Whether a plan loses white space at its ends before it enters the image prompt; False = as published.
+        strip_plans: Whether plans lose white space at their ends before they enter the image prompt (published: False).
         trainable: Modules left trainable, all others are frozen (T2I-R1 and EG-GRPO: language model and text head).
         num_image_tokens: Codes of an image, a square number; None = the grid of the VQ decoder.
         decode_batch: Images that the VQ decoder takes at once.

@@ -39,9 +39,9 @@ def image_context(
 ) -> tuple[Tensor, Tensor]:
     """Prompts of images, begin-of-image last in every row.
 
-    exact pads on the left; published pads on the right before begin-of-image, as T2I-R1 and EG-GRPO do. There `together`
-    consecutive rows (None = all) are padded to the longest of them, as the released code pads one prompt's group; rows
-    that are narrower than the tensor begin with columns of padding, which `without_filler` takes off again.
+    exact pads on the left; published pads on the right before begin-of-image, as T2I-R1 and EG-GRPO do, to the longest
+    of `together` consecutive rows (None = all; in the released code they are one prompt's group). Narrower rows begin
+    with columns of padding, which `without_filler` takes off again.
 
     Returns:
         ids [N, L] int64 and mask [N, L] bool, False = padding.

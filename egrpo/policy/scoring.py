@@ -46,11 +46,11 @@ def score_text_columns(
     lockstep: Lockstep = ALONE,
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Scores plans at every column, after their end, too, as the released code of EG-GRPO does before it ranks entropies.
+    """Scores plans at every column, after their end, too, as EG-GRPO's released code does before it ranks entropies.
 
     Columns after a plan's end hold end-of-sequence tokens, at positions that go on counting. Their queries see prompt
-    and plan and no padding, not even themselves. There are as many columns as the longest plan of these rows has tokens,
-    so a row's columns depend on its neighbours, though no column's values do.
+    and plan and no padding, not even themselves. There are as many columns as the longest plan of these rows has
+    tokens, so how many a row has depends on its neighbours, though no column's values do.
 
     Returns:
         logps [N, T] float32 and entropy [N, T] float32 detached; after the longest plan they are 0 and NaN. Without

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from egrpo.algorithm import group_advantages
 from egrpo.conversion import janus
 from egrpo.policy.layout import image_context, pad_rows
 from egrpo.training import GRPOModule
@@ -28,6 +29,7 @@ TRAINERS = {
     "image_only": ["+experiment=eg_grpo_janus_pro_7b_image_only"],
     "t2i_r1": ["+experiment=t2i_r1_janus_pro_7b"],
 }
+SYSTEM = "You are a helpful assistant that receives an image prompt and generate a visualization of the prompt."
 # The hardware's part of the experiments, for one process on a CPU, and rewards that need no models.
 ON_A_CPU = ["strategy=auto", "trainer.devices=1", "model.dtype=float32", "reward=[shapes_oracle]"]
 
@@ -85,6 +87,15 @@ def native_name(name: str) -> str:
     return name.replace("language_model.lm_head.", "lm_head.").replace("language_model.model.", "model.language_model.")
 
 
+def segment(case: Case, name: str) -> Segment:
+    """Plans ("text") or images with their contexts, nothing recorded."""
+    arrays = case.arrays
+    tokens = arrays["text.completion_ids" if name == "text" else "image.token_ids"]
+    mask = arrays["text.completion_mask"].bool() if name == "text" else torch.ones_like(tokens, dtype=torch.bool)
+    blank = torch.zeros(tokens.shape)
+    return Segment(arrays[f"{name}.prompt_ids"], arrays[f"{name}.prompt_mask"].bool(), tokens, mask, blank, blank)
+
+
 class Step:
     """A trainer's module, and what its update of a case computes.
 
@@ -125,50 +136,53 @@ class Step:
         self.policy.model.load_state_dict({**self.checkpoint, **{n: v.to(kind) for n, v in own.items()}})
         self.policy.templates = replace(
             self.policy.templates,
-            system="You are a helpful assistant that receives an image prompt and generate a visualization of the prompt.",
+            system=SYSTEM,
             reasoning=case.told["reasoning_template"],
         )
 
-    def rollout(self, case: Case) -> Rollout:
-        """The case's tokens, contexts made from its texts, with what drawing them would have recorded."""
-        arrays, told = case.arrays, case.told
+    def contexts(self, case: Case) -> tuple[list[str], dict[str, tuple[Tensor, Tensor]]]:
+        """Plans as text, and the ids and masks before plans and images, all made from the case's texts and plan ids."""
+        policy, told = self.policy, case.told
         prompts = [prompt for prompt in told["raw_prompts"] for _ in range(told["num_generations"])]
-        tokens, mask = arrays["text.completion_ids"], arrays["text.completion_mask"].bool()
-        blank = torch.zeros(tokens.shape)
-        context = pad_rows([self.policy.reasoning_ids(prompt) for prompt in prompts], self.policy.pad, left=True)
-        text = Segment(*context, tokens, mask, blank, blank)
-        plans = self.policy._decode_plans(text)
-        ids = [self.policy.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
-        codes = arrays["image.token_ids"]
-        blank = torch.zeros(codes.shape)
-        context = image_context(ids, self.policy.pad, self.policy.begin_of_image, self.policy.padding)
-        image = Segment(*context, codes, torch.ones_like(codes, dtype=torch.bool), blank, blank)
-        pixels = torch.zeros(len(prompts), 1, 1, 3, dtype=torch.uint8)
-        rollout = Rollout(prompts, plans, ~mask.all(dim=1), text, image, pixels)
+        plans = policy._decode_plans(segment(case, "text"))
+        ids = [policy.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
+        return plans, {
+            "text": pad_rows([policy.reasoning_ids(prompt) for prompt in prompts], policy.pad, left=True),
+            "image": image_context(ids, policy.pad, policy.begin_of_image, policy.padding),
+        }
+
+    def rollout(self, case: Case) -> Rollout:
+        """The case's tokens after its own contexts, with what drawing them would have recorded."""
+        text, image = segment(case, "text"), segment(case, "image")
+        texts = [""] * len(text.mask)
+        pixels = torch.zeros(len(texts), 1, 1, 3, dtype=torch.uint8)
+        rollout = Rollout(texts, texts, ~text.mask.all(dim=1), text, image, pixels)
         with torch.no_grad():
-            recorded = self.policy.score(rollout)  # equal to what drawing records
-        columns = (slice(0, tokens.shape[1]), slice(tokens.shape[1], None))
-        text, image = (
-            replace(part, logps=recorded.logps[:, at], entropy=recorded.entropy[:, at])
-            for part, at in zip((text, image), columns, strict=True)
+            recorded = self.policy.score(rollout)  # equal to what drawing records, 0 at padding
+        width = case.text_columns
+        logps, entropy = recorded.logps, recorded.entropy
+        return replace(
+            rollout,
+            text=replace(text, logps=logps[:, :width], entropy=entropy[:, :width]),
+            image=replace(image, logps=logps[:, width:], entropy=entropy[:, width:]),
         )
-        return replace(rollout, text=text, image=image)
 
     def advantages(self, case: Case) -> Tensor:
         """[N], from the four columns of rewards."""
         values = case.arrays["rewards_by_function"]
         all_of_it = torch.ones_like(values, dtype=torch.bool)
         table = RewardTable(["hps", "git", "gdino", "orm"], values, torch.ones(4), all_of_it, all_of_it)
-        from egrpo.algorithm import group_advantages
-
         size = case.told["num_generations"]
         return group_advantages(self.module.rewards.mix(table, size), size)
 
     def update(self, case: Case) -> dict[str, Any]:
-        """Metrics of `GRPOModule.update`, and "token_advantages", "gradients" by native name, "ref_logps"."""
+        """What `GRPOModule.update` returns, and "token_advantages", "gradients" by native name, "ref_logps"."""
         self.load(case)
-        rollout = self.rollout(case)
+        return self.update_on(self.rollout(case), self.advantages(case))
+
+    def update_on(self, rollout: Rollout, advantages: Tensor) -> dict[str, Any]:
+        """The same of any rollout, at the weights that are there."""
         reference = self.module.reference_logps(rollout)
-        metrics = self.module.update(rollout, self.advantages(case), reference)
+        metrics = self.module.update(rollout, advantages, reference)
         self.policy.zero_grad()
-        return {**metrics, **self.seen, "ref_logps": reference, "rollout": rollout}
+        return {**metrics, **self.seen, "ref_logps": reference}
