@@ -122,7 +122,8 @@ def given_settings(overrides: Sequence[str]) -> list[str]:
     """Names in the model node that overrides of a command set: model.path=X, model/templates=X, rollout.padding=X."""
     keys = [override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides]
     names = [key[len("model") + 1 :] for key in keys if key.startswith(("model.", "model/"))]
-    return names + [key.removeprefix("rollout.") for key in keys if key in ("rollout.padding", "rollout.decoding")]
+    shared = ("rollout.padding", "rollout.strip_plans", "rollout.decoding")
+    return names + [key.removeprefix("rollout.") for key in keys if key in shared]
 
 
 def model_hash(policy: JanusPolicy) -> str:

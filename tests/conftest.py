@@ -12,6 +12,8 @@ os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELI
 import pytest
 import torch
 
+from tests.shared_data import shared_path
+
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -22,8 +24,5 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `shared` beside the checkout: prompts, goldens and conformance material."""
-    path = REPO.parent / "shared"
-    if not path.is_dir():
-        pytest.skip(f"needs the shared material in {path}, which is not part of this checkout")
-    return path
+    """The folder of the shared material: prompts, goldens and conformance packs."""
+    return shared_path()

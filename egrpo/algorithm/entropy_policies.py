@@ -81,7 +81,8 @@ def entropy_guided(
         segments: the segments to shape; tokens of the others carry the plain advantage.
         threshold: "order" (order statistics; text and image round differently) or "quantile" (interpolated).
         rank_padding: True = masked text positions take part in the text ranks with the entropy given there, as in the
-            published code; False = what the paper says. Masked positions get advantage 0 either way.
+            published code, save those where it is NaN (columns that the sequence's micro-step does not have); False =
+            what the paper says. Masked positions get advantage 0 either way.
 
     Raises:
         ValueError: shapes that do not fit, fractions outside 0..1 or summing above 1, unknown or no segment, unknown
@@ -159,6 +160,15 @@ def top_entropy(
     return _shape(plain, torch.zeros_like(entropy), bands, mask, is_image)
 
 
+def ranks_padding(entropy_policy: Callable[..., object]) -> bool:
+    """Whether an entropy policy reads the entropies at the padding of plans, which cost a forward pass of their own.
+
+    That is so where it is a partial that sets `rank_padding` and shapes text, as `entropy_guided` reads both.
+    """
+    settings = getattr(entropy_policy, "keywords", {})
+    return bool(settings.get("rank_padding", False)) and "text" in settings.get("segments", SEGMENTS)
+
+
 def _prepare(
     advantages: Tensor, entropy: Tensor, mask: Tensor, is_image: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -197,9 +207,10 @@ def _bands(
     for name in segments:
         inside = _of_segment(name, is_image)
         counted = mask & inside
+        ranked = counted | (inside & ~entropy.isnan()) if rank_padding and name == "text" else counted
         above, below = THRESHOLDS[threshold](
             entropy,
-            inside if rank_padding and name == "text" else counted,
+            ranked,
             high_fraction=high_fraction,
             low_fraction=low_fraction,
             at_least_one=name == "text",

@@ -32,6 +32,7 @@ class DrawSettings:
         temperature: Divides all logits.
         top_k: Draws from this many most likely tokens; None = all.
         top_p: Draws from the fewest tokens that hold this much probability; None = all.
+        plan_top_k: Takes the place of `top_k` for plans; None = the same.
 
     Raises:
         ValueError: a setting is of the wrong type, or out of range.
@@ -43,6 +44,7 @@ class DrawSettings:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    plan_top_k: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
@@ -56,8 +58,10 @@ class DrawSettings:
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"{name}={value}: give a number")
             object.__setattr__(self, name, float(value))
-        if self.top_k is not None and (not isinstance(self.top_k, int) or isinstance(self.top_k, bool)):
-            raise ValueError(f"top_k={self.top_k}: give a whole number, or null for all tokens")
+        for name in ("top_k", "plan_top_k"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name}={value}: give a whole number from 1 on, or null for all tokens")
         Drawing(self.temperature, top_k=self.top_k, top_p=self.top_p, cfg_weight=self.cfg_weight)  # knows the ranges
 
 
@@ -72,7 +76,7 @@ def chosen(
         given: Fields of DrawSettings; None = not given.
         trained: The same of the run that the policy is from, if it is from one.
     """
-    names = ("cot", "cfg_weight", "temperature", "top_k", "top_p")
+    names = ("cot", "cfg_weight", "temperature", "top_k", "top_p", "plan_top_k")
     guidance = getattr(policy.model.generation_config, "guidance_scale", None)
     found: dict[str, Any] = {} if guidance is None else {"cfg_weight": guidance}
     for source in (trained or {}, given):
@@ -87,8 +91,13 @@ def identity(policy: JanusPolicy, settings: DrawSettings) -> dict[str, Any]:
 
 def circumstances(policy: JanusPolicy, settings: DrawSettings) -> dict[str, Any]:
     """The same without the weights."""
+    # What older folders know nothing of is told only where it changes what is drawn.
+    cut = {} if settings.plan_top_k is None else {"plan_top_k": settings.plan_top_k}
+    kept = {} if policy.strip_plans else {"strip_plans": False}
     return {
-        **asdict(settings),
+        **{name: value for name, value in asdict(settings).items() if name != "plan_top_k"},
+        **cut,
+        **kept,
         "templates": asdict(policy.templates),
         "max_plan_tokens": policy.max_plan_tokens,
         "max_prompt_tokens": policy.max_prompt_tokens,
@@ -151,6 +160,7 @@ def draw(
         cfg_weight=settings.cfg_weight,
         temperature=settings.temperature,
         top_k=settings.top_k,
+        plan_top_k=settings.plan_top_k,
         top_p=settings.top_p,
     )
     rows = zip(requests, to_images(drawn.pixels), drawn.plans, drawn.truncated.tolist(), strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,10 +86,17 @@ class FrozenReference(nn.Module):
         policy: Gives the frozen modules and the settings of scoring.
         model: Takes the trainable modules from this model instead of copying the policy's (where its parameters are
             partitioned they cannot be copied); it is frozen in place.
+        embeddings: Which input embeddings text tokens have: the reference's "own", or those of the "policy" at the time
+            of scoring, as in the released code, which hands the policy's embeddings to the reference's layers. Image
+            tokens have frozen ones either way.
+
+    Raises:
+        ValueError: `embeddings` is neither.
     """
 
-    def __init__(self, policy: JanusPolicy, model: Any = None) -> None:
+    def __init__(self, policy: JanusPolicy, model: Any = None, embeddings: str = "own") -> None:
         super().__init__()
+        check_embeddings(embeddings)
         own = policy.backbone.modules()
         trained = {name: part for name, part in own.items() if any(p.requires_grad for p in part.parameters())}
         if model is None and policy.load_again and any(hasattr(p, "ds_id") for p in policy.parameters()):
@@ -101,11 +109,19 @@ class FrozenReference(nn.Module):
         # Not registered: shared modules are the policy's to move and to save.
         self._shared = {name: part for name, part in own.items() if name not in trained}
         self._settings = policy.scoring
+        self._policy = (policy,) if embeddings == "policy" else ()
+
+    @property
+    def reads_policy(self) -> bool:
+        """Whether modules of the policy run when it scores; where those are divided, they must be gathered."""
+        return bool(self._policy)
 
     @torch.no_grad()
     def score(self, rollout: Rollout, *, temperature: float = 1.0, entropy: bool = True) -> TokenScores:
         """As `JanusPolicy.score`, without gradient."""
         backbone = Backbone(**{**self._shared, **dict(self.copies.items())})
+        for policy in self._policy:  # its embeddings at this step
+            backbone = replace(backbone, text_embeddings=policy.backbone.language_model.get_input_embeddings())
         return score_rollout(backbone, rollout, temperature=temperature, entropy=entropy, **self._settings)
 
     forward = score
@@ -115,10 +131,22 @@ class FrozenReference(nn.Module):
         return super().train(False)
 
 
-class AdapterOffReference:
-    """The policy with its adapter off: the base model, without a second copy in memory."""
+def check_embeddings(embeddings: str) -> None:
+    """Raises ValueError unless it names embeddings that a reference can read."""
+    if embeddings not in ("own", "policy"):
+        raise ValueError(f"reference.embeddings={embeddings}: choose own, or policy as in the released code")
 
-    def __init__(self, policy: JanusPolicy) -> None:
+
+class AdapterOffReference:
+    """The policy with its adapter off: the base model, without a second copy in memory.
+
+    `embeddings` is as in `FrozenReference` and changes nothing: an adapter leaves the policy's embeddings as they were.
+    """
+
+    reads_policy = False  # its own forward gathers what it needs
+
+    def __init__(self, policy: JanusPolicy, embeddings: str = "own") -> None:
+        check_embeddings(embeddings)
         if not any(True for _ in _adapters(policy)):
             raise ValueError("the policy has no adapter to switch off: use FrozenReference")
         self.policy = policy

@@ -31,6 +31,7 @@ class Backbone:
     generation_embeddings: nn.Module
     generation_aligner: nn.Module
     generation_head: nn.Module
+    text_embeddings: nn.Module | None = None  # in place of the language model's own
 
     @classmethod
     def of(cls, model: Any) -> Backbone:
@@ -45,12 +46,13 @@ class Backbone:
         )
 
     def modules(self) -> dict[str, nn.Module]:
-        """The modules by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """The modules by name, without `text_embeddings`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "text_embeddings"}
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """[N, L] text ids -> [N, L, D]."""
-        return self.language_model.get_input_embeddings()(ids)
+        own = self.text_embeddings
+        return (self.language_model.get_input_embeddings() if own is None else own)(ids)
 
     def embed_image(self, codes: Tensor) -> Tensor:
         """[N, T] image codes -> [N, T, D]."""

@@ -41,6 +41,7 @@ class JanusPolicy(nn.Module):
         max_prompt_tokens: Most tokens of a reasoning prompt, template included; longer prompts are cut. None = any.
         chunk_size: Positions whose logits are held at once while scoring.
         padding: "exact" or "published", see `egrpo.policy.sample_image_tokens`.
+        strip_plans: Whether plans lose white space at their ends before they enter the image prompt (published: False).
         trainable: Modules left trainable, all others are frozen (T2I-R1 and EG-GRPO: language model and text head).
         num_image_tokens: Codes of an image, a square number; None = the grid of the VQ decoder.
         decode_batch: Images that the VQ decoder takes at once.
@@ -61,6 +62,7 @@ class JanusPolicy(nn.Module):
         max_prompt_tokens: int | None = None,
         chunk_size: int = 512,
         padding: str = "exact",
+        strip_plans: bool = True,
         trainable: Sequence[str] = ("language_model", "lm_head"),
         num_image_tokens: int | None = None,
         decode_batch: int = 16,
@@ -78,7 +80,7 @@ class JanusPolicy(nn.Module):
         self.templates = templates if isinstance(templates, Templates) else Templates(**templates)
         self.max_plan_tokens, self.max_prompt_tokens = max_plan_tokens, max_prompt_tokens
         self.chunk_size = chunk_size
-        self.padding = padding
+        self.padding, self.strip_plans = padding, strip_plans
         self.num_image_tokens = num_image_tokens or grid_size(model.config)
         side = math.isqrt(self.num_image_tokens)
         if side**2 != self.num_image_tokens:
@@ -152,6 +154,8 @@ class JanusPolicy(nn.Module):
         chunk: int | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        plan_top_k: int | None = None,
+        padded_together: int | None = None,
         images_per_plan: int = 1,
     ) -> Rollout:
         """Samples `group_size` images a prompt, with a plan each if `cot`, in group order.
@@ -173,6 +177,10 @@ class JanusPolicy(nn.Module):
             chunk: Most sequences sampled at once, None = all; the result does not depend on it.
             top_k: Draws from this many most likely tokens, of plan and image; None = all.
             top_p: Draws from the fewest tokens that hold this much probability; None = all.
+            plan_top_k: Takes the place of `top_k` for plans; None = the same. The released code draws plans with 50.
+            padded_together: In published padding, how many consecutive samples are padded to the longest image prompt
+                among them; None = all. The released code pads the samples of one prompt. At most so many are drawn at
+                once.
             images_per_plan: Samples that share a plan, M: a group has G / M plans, and sample i has plan i // M, drawn
                 as sample i // M draws its own where M is 1. Without CoT it means nothing.
 
@@ -187,19 +195,30 @@ class JanusPolicy(nn.Module):
         keys = sample_keys(texts, group_size, seed, step, offsets)
         shared = one_in(images_per_plan, group_size, offsets) if cot else 1
         how = Drawing(temperature, greedy, top_k, top_p, cfg_weight, guided_logps)
+        plan_how = replace(how, cfg_weight=1.0, top_k=top_k if plan_top_k is None else plan_top_k)
         with evaluating(self.rollout_model):
-            return self._draw(keys, cot, shared, how, chunk)
+            return self._draw(keys, cot, shared, how, plan_how, chunk, padded_together)
 
-    def _draw(self, keys: list[SampleKey], cot: bool, shared: int, how: Drawing, chunk: int | None) -> Rollout:
+    def _draw(
+        self,
+        keys: list[SampleKey],
+        cot: bool,
+        shared: int,
+        how: Drawing,
+        plan_how: Drawing,
+        chunk: int | None,
+        together: int | None,
+    ) -> Rollout:
         """The samples of N keys: plans if `cot`, one for `shared` rows that follow each other, then images."""
         prompts = [prompt for _, _, prompt, _ in keys]
         text, truncated = None, torch.zeros(len(keys), dtype=torch.bool, device=self.device)
         plans: list[str] | list[None] = [None] * len(keys)
         if cot:
-            text, truncated = self._draw_plans(prompts, keys, shared, how, chunk)
+            text, truncated = self._draw_plans(prompts, keys, shared, plan_how, chunk)
             plans = self._decode_plans(text)
         contexts = [self.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
-        sampler = self._sampler(None if how.greedy else keys, chunks(len(keys), chunk))
+        together = together if self.padding == "published" else None
+        sampler = self._sampler(None if how.greedy else keys, chunks(len(keys), chunk, together), together)
         image = sampler.image(contexts, self.begin_of_image, self.num_image_tokens, how)
         pixels = self.decode(image.tokens)
         guidance = how.cfg_weight if how.record_guided else 1.0
@@ -212,13 +231,18 @@ class JanusPolicy(nn.Module):
         own = [(*key[:3], key[3] // shared) for key in keys[::shared]]
         sampler = self._sampler(None if how.greedy else own, chunks(len(own), chunk))
         reasoning = [self.reasoning_ids(prompt) for prompt in prompts[::shared]]
-        unguided = replace(how, cfg_weight=1.0)
-        text, truncated = sampler.text(reasoning, self.max_plan_tokens, self.tokenizer.eos_token_id, unguided)
+        text, truncated = sampler.text(reasoning, self.max_plan_tokens, self.tokenizer.eos_token_id, how)
         rows = torch.arange(len(prompts), device=self.device) // shared
         return text[rows], truncated[rows]
 
     def score(
-        self, rollout: Rollout, *, temperature: float = 1.0, entropy: bool = True, segment: str | None = None
+        self,
+        rollout: Rollout,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = True,
+        segment: str | None = None,
+        at_padding: bool = False,
     ) -> TokenScores:
         """Teacher-forced scores of a rollout or of any rows of it, with gradient where it is enabled.
 
@@ -227,11 +251,11 @@ class JanusPolicy(nn.Module):
 
         Returns:
             TokenScores, text columns first, or of one `segment` ("text", "image"); 0 where mask is False. Without
-            `entropy` its entropy is [N, 0].
+            `entropy` its entropy is [N, 0]. With `at_padding` plans have scores after their end, too, up to the longest
+            plan of these rows, and entropy NaN after it (see `egrpo.policy.scoring.score_text_columns`).
         """
-        return score_rollout(
-            self.backbone, rollout, temperature=temperature, entropy=entropy, segment=segment, **self.scoring
-        )
+        own: dict[str, Any] = {"temperature": temperature, "entropy": entropy, "segment": segment}
+        return score_rollout(self.backbone, rollout, at_padding=at_padding, **own, **self.scoring)
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -278,13 +302,13 @@ class JanusPolicy(nn.Module):
     def _fitted(self, prompt: str) -> str:
         return fit_prompt(self.tokenizer, self.templates, prompt, self.max_prompt_tokens)
 
-    def _sampler(self, keys: list[SampleKey] | None, rows: list[slice]) -> Sampler:
+    def _sampler(self, keys: list[SampleKey] | None, rows: list[slice], together: int | None = None) -> Sampler:
         # Hooks that gather weights at every layer cannot be captured.
         steps = self.steps if self.drawing is ALONE else Steps("eager")
-        return Sampler(
-            Backbone.of(self.rollout_model), steps, self.drawing, keys, rows, self.pad, self.padding, self.device
-        )
+        backbone = Backbone.of(self.rollout_model)
+        return Sampler(backbone, steps, self.drawing, keys, rows, together, self.pad, self.padding, self.device)
 
     def _decode_plans(self, text: Segment) -> list[str]:
         rows = [tokens[mask].tolist() for tokens, mask in zip(text.tokens.cpu(), text.mask.cpu(), strict=True)]
-        return [str(self.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
+        plans = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+        return [plan.strip() for plan in plans] if self.strip_plans else plans

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Padding = Literal["exact", "published"]
 PADDINGS = ("exact", "published")
@@ -34,17 +34,31 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Te
     return ids, mask
 
 
-def image_context(rows: Sequence[Sequence[int]], pad: int, begin_of_image: int, padding: str) -> tuple[Tensor, Tensor]:
+def image_context(
+    rows: Sequence[Sequence[int]], pad: int, begin_of_image: int, padding: str, together: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Prompts of images, begin-of-image last in every row.
 
-    exact pads on the left; published pads on the right before begin-of-image, as T2I-R1 and EG-GRPO do.
+    exact pads on the left; published pads on the right before begin-of-image, as T2I-R1 and EG-GRPO do, to the longest
+    of `together` consecutive rows (None = all; in the released code they are one prompt's group). Narrower rows begin
+    with columns of padding, which `without_filler` takes off again.
 
     Returns:
         ids [N, L] int64 and mask [N, L] bool, False = padding.
     """
-    ids, mask = pad_rows(rows, pad, left=padding == "exact")
+    size = together if together and padding == "published" else len(rows)
+    parts = [pad_rows(rows[i : i + size], pad, left=padding == "exact") for i in range(0, len(rows), size)]
+    longest = max(ids.shape[1] for ids, _ in parts)
+    ids = torch.cat([nn.functional.pad(ids, (longest - ids.shape[1], 0), value=pad) for ids, _ in parts])
+    mask = torch.cat([nn.functional.pad(mask, (longest - mask.shape[1], 0), value=False) for _, mask in parts])
     last = torch.full((len(rows), 1), begin_of_image, dtype=torch.long)
     return torch.cat([ids, last], dim=1), torch.cat([mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
+
+
+def without_filler(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both [N, L] without the leading columns in which no row has a real token."""
+    first = int((~mask.any(dim=0)).long().cumprod(dim=0).sum())
+    return ids[:, first:], mask[:, first:]
 
 
 def left_pack(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

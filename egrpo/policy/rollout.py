@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from egrpo.policy.backbone import Backbone
 from egrpo.policy.capture import Steps
 from egrpo.policy.drawing import Drawing
-from egrpo.policy.layout import image_context, pad_rows
+from egrpo.policy.layout import image_context, pad_rows, without_filler
 from egrpo.policy.lockstep import Lockstep
 from egrpo.policy.randomness import SampleKey, sample_uniforms
 from egrpo.policy.sampling import Drawn, draw_image_tokens, draw_text_tokens
@@ -28,6 +28,7 @@ class Sampler:
         lockstep: With ranks that hold other parts of the weights.
         keys: N keys of random numbers; None = greedy.
         rows: Which rows are drawn at once; the result does not depend on it.
+        together: Rows that are padded together before begin-of-image in published padding; None = all.
         pad: Pad token id.
         padding: "exact" or "published", see `egrpo.policy.sample_image_tokens`.
         device: Where the language model is.
@@ -38,6 +39,7 @@ class Sampler:
     lockstep: Lockstep
     keys: list[SampleKey] | None
     rows: list[slice]
+    together: int | None
     pad: int
     padding: str
     device: torch.device
@@ -68,12 +70,12 @@ class Sampler:
 
     def image(self, prompts: Sequence[Sequence[int]], begin_of_image: int, num_tokens: int, how: Drawing) -> Segment:
         """Image codes, `num_tokens` a row."""
-        ids, mask = self._placed(image_context(prompts, self.pad, begin_of_image, self.padding))
+        context = image_context(prompts, self.pad, begin_of_image, self.padding, self.together)
+        ids, mask = self._placed(context)
         drawn = [
             draw_image_tokens(
                 self.backbone,
-                ids[part],
-                mask[part],
+                *without_filler(ids[part], mask[part]),
                 self._uniforms(part, num_tokens, "image"),
                 num_tokens=num_tokens,
                 pad=self.pad,
@@ -94,10 +96,11 @@ class Sampler:
         return sample_uniforms(self.keys[rows], num_tokens, domain=domain).to(self.device)
 
 
-def chunks(count: int, size: int | None) -> list[slice]:
-    """Slices of at most `size` rows; None = all in one."""
-    size = size or count
-    return [slice(start, start + size) for start in range(0, count, size)]
+def chunks(count: int, size: int | None, within: int | None = None) -> list[slice]:
+    """Slices of at most `size` rows (None = all in one), none of which goes over a multiple of `within` rows."""
+    size, within = size or count, within or count
+    blocks = ((start, min(start + within, count)) for start in range(0, count, within))
+    return [slice(i, min(i + size, end)) for start, end in blocks for i in range(start, end, size)]
 
 
 def one_in(images_per_plan: int, group_size: int, offsets: Sequence[int]) -> int:

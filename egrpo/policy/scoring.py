@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from egrpo.algorithm import logps_and_entropy
 from egrpo.policy.backbone import Backbone
-from egrpo.policy.layout import left_pack, positions_of, right_padded, unconditional
+from egrpo.policy.layout import left_pack, positions_of, right_padded, unconditional, without_filler
 from egrpo.policy.lockstep import ALONE, Lockstep
 from egrpo.types import Rollout, Segment, TokenScores
 
@@ -34,6 +35,47 @@ def score_text(
     hidden = backbone.hidden(backbone.embed_text(ids.gather(1, order[:, :-1])))  # the last token predicts nothing
     counted = hidden.flatten(0, 1)[_predicting(segment, hidden.shape[1])]
     return _head_scores(counted, backbone.lm_head, segment, temperature, chunk_size, lockstep, entropy)
+
+
+def score_text_columns(
+    backbone: Backbone,
+    segment: Segment,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 512,
+    lockstep: Lockstep = ALONE,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Scores plans at every column, after their end, too, as EG-GRPO's released code does before it ranks entropies.
+
+    Columns after a plan's end hold end-of-sequence tokens, at positions that go on counting. Their queries see prompt
+    and plan and no padding, not even themselves. There are as many columns as the longest plan of these rows has
+    tokens, so how many a row has depends on its neighbours, though no column's values do.
+
+    Returns:
+        logps [N, T] float32 and entropy [N, T] float32 detached; after the longest plan they are 0 and NaN. Without
+        `entropy` that is [N, 0].
+
+    Raises:
+        ValueError: the attention is one that leaves padded columns out.
+    """
+    kind = str(getattr(backbone.language_model.config, "_attn_implementation", ""))
+    if "flash" in kind:
+        raise ValueError(
+            f"model.attn_implementation={kind} computes nothing at padding, whose entropies are ranked "
+            "(entropy_policy.rank_padding=true): set model.attn_implementation=sdpa"
+        )
+    width = int(segment.mask.sum(dim=1).max())
+    context_ids, context_mask = without_filler(segment.context_ids, segment.context_mask)
+    ids = torch.cat([context_ids, segment.tokens[:, :width]], dim=1)[:, :-1]
+    mask = torch.cat([context_mask, segment.mask[:, :width]], dim=1)[:, :-1]
+    hidden = backbone.hidden(backbone.embed_text(ids), mask, positions_of(mask, "published"))
+    every = replace(segment, tokens=segment.tokens[:, :width], mask=torch.ones_like(segment.mask[:, :width]))
+    predicting = hidden[:, context_ids.shape[1] - 1 :].flatten(0, 1)
+    logps, entropies = _head_scores(predicting, backbone.lm_head, every, temperature, chunk_size, lockstep, entropy)
+    missing = (0, segment.tokens.shape[1] - width)
+    entropies = nn.functional.pad(entropies, missing, value=torch.nan) if entropy else entropies
+    return nn.functional.pad(logps, missing), entropies
 
 
 def _predicting(segment: Segment, width: int) -> Tensor:
@@ -65,6 +107,8 @@ def score_image(
         logps [N, T] float32 with gradient and entropy [N, T] float32 detached, or [N, 0] without `entropy`.
     """
     contexts = [(segment.context_ids, segment.context_mask)]
+    if padding == "published":
+        contexts = [without_filler(*contexts[0])]
     head: nn.Module = backbone.generation_head
     if guidance != 1:
         if padding == "exact":
@@ -120,6 +164,7 @@ def score_rollout(
     lockstep: Lockstep = ALONE,
     entropy: bool = True,
     segment: str | None = None,
+    at_padding: bool = False,
 ) -> TokenScores:
     """Scores of both segments along T, text first (no text columns without CoT), or of one.
 
@@ -133,6 +178,7 @@ def score_rollout(
         lockstep: With ranks that hold other parts of the weights.
         entropy: False = entropies are not computed, and their field is [N, 0].
         segment: "text" or "image" = that one alone.
+        at_padding: Plans are scored after their end, too, see `score_text_columns`.
 
     Raises:
         ValueError: the rollout has no such segment.
@@ -147,7 +193,8 @@ def score_rollout(
     own: list[Segment] = [getattr(rollout, name) for name in wanted]
     parts = []
     if "text" in wanted:
-        parts.append(score_text(backbone, own[0], **shared))
+        score_plans = score_text_columns if at_padding else score_text
+        parts.append(score_plans(backbone, own[0], **shared))
     if "image" in wanted:
         parts.append(score_image(backbone, own[-1], padding=padding, guidance=rollout.guidance, pad=pad, **shared))
     logps, entropies = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))

@@ -101,7 +101,8 @@ class BenchmarkScores(Callback):
 
 def draw_settings(rollout: RolloutSettings, seed: int) -> DrawSettings:
     """As validation draws."""
-    return DrawSettings(seed, rollout.cot, rollout.cfg_weight, rollout.temperature, rollout.top_k, rollout.top_p)
+    names = ("cot", "cfg_weight", "temperature", "top_k", "top_p", "plan_top_k")
+    return DrawSettings(seed, **{name: getattr(rollout, name) for name in names})
 
 
 def interleaved(parts: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from egrpo import distributed
 from egrpo.algorithm import group_advantages, policy_loss
+from egrpo.algorithm.entropy_policies import ranks_padding
 from egrpo.checkpoints import check_names, trained_names
 from egrpo.images import to_images
 from egrpo.policy import JanusPolicy
@@ -143,6 +146,8 @@ class GRPOModule(LightningModule):
                     chunk=s.batch_size,
                     top_k=s.top_k,
                     top_p=s.top_p,
+                    plan_top_k=s.plan_top_k,
+                    padded_together=self.objective.micro_batch_size,
                 )
         except FloatingPointError as error:
             raise TrainingError(
@@ -151,7 +156,7 @@ class GRPOModule(LightningModule):
             ) from error
 
     def micro_batches(self, rollout: Rollout) -> list[Tensor]:
-        """Indices of the rows that are scored at once; in published padding a row depends on its neighbours."""
+        """Indices of the rows that are scored at once; those that published padding pads together stay together."""
         assert self.policy is not None
         return micro_batches(rollout, self.objective.micro_batch_size, by_length=self.policy.padding == "exact")
 
@@ -160,17 +165,38 @@ class GRPOModule(LightningModule):
         """[N, T] of the frozen reference, a micro-batch at a time."""
         settings: dict[str, Any] = {"temperature": self.rollout_settings.temperature, "entropy": False}
         found = torch.zeros_like(rollout.sampled.logps)
-        for rows in self.micro_batches(rollout):
-            found[rows] = self.reference(rollout[rows], **settings).logps
+        reads_policy = getattr(self.reference, "reads_policy", False)
+        with self.engine.root_weights() if reads_policy else nullcontext():
+            for rows in self.micro_batches(rollout):
+                found[rows] = self.reference(rollout[rows], **settings).logps
         return found
+
+    @torch.no_grad()
+    def with_padding_scored(self, rollout: Rollout) -> Rollout:
+        """The rollout with the entropies of its plans as the released code ranks them.
+
+        They are those of a scoring pass, padding included, as wide as the longest plan of a micro-step: consecutive
+        samples, `objective.micro_batch_size` of them (published: one prompt's group). Columns beyond that hold NaN.
+        """
+        assert self.policy is not None and rollout.text is not None
+        settings: dict[str, Any] = {"temperature": self.rollout_settings.temperature, "at_padding": True}
+        entropy = torch.zeros_like(rollout.text.entropy)
+        with self.clock("padding"):
+            for rows in micro_batches(rollout, self.objective.micro_batch_size, by_length=False):
+                entropy[rows] = self.policy(rollout[rows], segment="text", **settings).entropy
+        return replace(rollout, text=replace(rollout.text, entropy=entropy))
 
     def update(self, rollout: Rollout, advantages: Tensor, ref_logps: Tensor) -> dict[str, Any]:
         """All optimizer steps on one rollout (advantages: of all ranks' samples); returns the metrics of the last.
 
-        Token advantages are fixed for the whole rollout, from the entropies that were recorded while sampling: the
-        entropy policy sees the whole batch at once (thresholds or a budget may span it), whatever the micro-batches.
+        Token advantages are fixed for the whole rollout, from the entropies that were recorded while sampling (of plans
+        whose padding is ranked, from a scoring pass): the entropy policy sees the whole batch at once (thresholds or a
+        budget may span it), whatever the micro-batches.
         """
-        sampled = whole_rollout(rollout).sampled
+        if rollout.text is not None and ranks_padding(self.entropy_policy):
+            sampled = whole_rollout(self.with_padding_scored(rollout), entropy_of_padding=torch.nan).sampled
+        else:
+            sampled = whole_rollout(rollout).sampled
         shaped, shares = self.entropy_policy(advantages, sampled.entropy, sampled.mask, sampled.is_image)
         token_advantages = own_tokens(shaped, rollout)
         metrics: dict[str, Any] = {}

@@ -31,6 +31,7 @@ class RolloutSettings:
         cot: Whether a plan (semantic CoT) is written before the image is drawn.
         top_k: Draws from this many most likely tokens only; None = all. What is recorded and scored does not change.
         top_p: Draws from the fewest tokens that hold this much probability; None = all.
+        plan_top_k: Takes the place of `top_k` for plans; None = the same.
         batch_size: Most sequences sampled at once; None = all. The result does not depend on it.
         gather: Where weights are divided among ranks: "full" = gathered once for each rollout (fast; a whole copy must
             fit), "shard" = layer by layer at every token, all ranks in step.
@@ -49,6 +50,7 @@ class RolloutSettings:
     cot: bool = True
     top_k: int | None = None
     top_p: float | None = None
+    plan_top_k: int | None = None
     batch_size: int | None = None
     gather: str = "full"
     group_across_ranks: bool = False
@@ -65,6 +67,8 @@ class RolloutSettings:
         if self.temperature <= 0:
             raise ValueError(f"rollout.temperature={self.temperature}: it must be above 0")
         Drawing(top_k=self.top_k, top_p=self.top_p)  # says which is out of range
+        if self.plan_top_k is not None and self.plan_top_k < 1:
+            raise ValueError(f"rollout.plan_top_k={self.plan_top_k}: give at least 1, or null for rollout.top_k")
         if self.gather not in ("full", "shard"):
             raise ValueError(f"rollout.gather={self.gather}: choose full or shard")
         if self.batch_size is not None and self.batch_size < 1:
@@ -115,7 +119,9 @@ class Objective:
         clip_low: Lower clip of the ratio, 1 - clip_low; None = no lower clip.
         clip_high: Upper clip of the ratio, 1 + clip_high; None = no upper clip.
         updates_per_rollout: Optimizer steps on one rollout; above 1 the ratio is to the policy that drew it.
-        micro_batch_size: Sequences scored at once; None = all. Gradients do not depend on it.
+        micro_batch_size: Sequences scored at once; None = all. Gradients do not depend on it, save by what the released
+            code does with padding: image prompts in published padding, and plans whose padding is ranked, are padded
+            to the longest of so many consecutive samples.
         max_grad_norm: Gradients are scaled down to this norm.
         logps: Which distribution of image tokens is trained: "conditional" (as published: tokens are drawn with
             guidance, but scored without) or "guided" (the very distribution that they are drawn from).

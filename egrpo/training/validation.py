@@ -103,6 +103,7 @@ class Validation:
             chunk=self.rollout.batch_size,
             top_k=self.rollout.top_k,
             top_p=self.rollout.top_p,
+            plan_top_k=self.rollout.plan_top_k,
         )
         drawn = drawn[: len(records)]
         if not records:

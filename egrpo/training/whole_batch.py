@@ -16,8 +16,13 @@ from egrpo import distributed
 from egrpo.types import RewardTable, Rollout, Segment
 
 
-def whole_rollout(rollout: Rollout) -> Rollout:
-    """All ranks' rollouts in rank order, shorter plans padded, no context ids, no pixels; alone: the same object."""
+def whole_rollout(rollout: Rollout, entropy_of_padding: float = 0.0) -> Rollout:
+    """All ranks' rollouts in rank order, shorter plans padded, no context ids, no pixels; alone: the same object.
+
+    Args:
+        rollout: This rank's.
+        entropy_of_padding: What is recorded as entropy in the columns that shorter plans get.
+    """
     if distributed.world_size() == 1:
         return rollout
     device = rollout.image.tokens.device
@@ -35,7 +40,7 @@ def whole_rollout(rollout: Rollout) -> Rollout:
         prompts=[prompt for part in parts for prompt in part.prompts],
         plans=[plan for part in parts for plan in part.plans],
         truncated=torch.cat([part.truncated for part in parts]).to(device),
-        text=_joined(texts, device) if texts else None,
+        text=_joined(texts, device, entropy_of_padding) if texts else None,
         image=_joined([part.image for part in parts], device),
         pixels=torch.cat([part.pixels for part in parts]),
     )
@@ -71,13 +76,14 @@ def _light(segment: Segment) -> Segment:
     return Segment(segment.context_ids[:, :0].cpu(), segment.context_mask[:, :0].cpu(), *(x.cpu() for x in own))
 
 
-def _joined(parts: list[Segment], device: torch.device) -> Segment:
+def _joined(parts: list[Segment], device: torch.device, entropy_of_padding: float = 0.0) -> Segment:
     longest = max(part.mask.shape[1] for part in parts)
 
     def joined(name: str) -> Tensor:
         rows = [getattr(part, name) for part in parts]
-        if name in ("mask", "logps", "entropy"):  # padding is not counted and records 0
-            rows = [pad(row, (0, longest - row.shape[1])) for row in rows]
+        if name in ("mask", "logps", "entropy"):  # padding is not counted
+            value = entropy_of_padding if name == "entropy" else 0
+            rows = [pad(row, (0, longest - row.shape[1]), value=value) for row in rows]
         return torch.cat(rows).to(device)
 
     return Segment(*(joined(name) for name in ("context_ids", "context_mask", "tokens", "mask", "logps", "entropy")))

@@ -2,14 +2,13 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
 from egrpo.algorithm import entropy_policies, group_advantages, policy_loss
+from tests.shared_data import shared_path
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 TOLERANCE = {"atol": 1e-7, "rtol": 0.0}
 POLICIES = {
     "uniform": entropy_policies.uniform,
@@ -23,10 +22,7 @@ PAIRS = [("uniform", None)] + [(name, variant) for name in POLICIES if name != "
 
 
 def load(name):
-    path = GOLDEN / f"objective_{name}.json"
-    if not path.is_file():
-        pytest.skip(f"golden values are not beside the checkout: {path}")
-    return json.loads(path.read_text())
+    return json.loads(shared_path("golden", f"objective_{name}.json").read_text())
 
 
 def both(case, key):

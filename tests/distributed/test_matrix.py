@@ -66,6 +66,20 @@ def test_an_adapter_takes_the_steps_of_one(prompts, tmp_path, strategy: str):
     assert all(value <= 1e-5 for value in apart.values()), apart
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_stage_2", "deepspeed_stage_3"])
+def test_the_released_code_s_quirks_take_the_steps_of_one(prompts, tmp_path, strategy: str):
+    """Padding is ranked and padded within a prompt's group, and the reference reads the policy's embeddings: both run
+    modules of the policy outside its usual passes, and plans of the two ranks differ in length."""
+    quirks = ("entropy_policy=published", "rollout.padding=published", "rollout.strip_plans=false")
+    quirks += ("rollout.plan_top_k=50", "reference.embeddings=policy", "objective.micro_batch_size=4")
+    words = (*quirks, "trainer.devices=2", f"strategy={strategy}", "trainer.precision=32-true")
+    alone = trajectory(prompts, tmp_path / "alone", *quirks)
+    ranks = on_ranks(trajectory, tmp_path / "call", prompts, tmp_path / "run", *words)
+    apart = difference(alone, ranks[0])
+    assert all(value <= 1e-5 for value in apart.values()), apart
+
+
 def uncured(*arguments: Any) -> dict[str, Any]:
     """A trajectory without the word to DeepSpeed that a new pass begins."""
     from egrpo.training.zero import ZeroEngine

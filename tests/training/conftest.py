@@ -63,6 +63,13 @@ class Runs:
         module.configure_model()
         return module
 
+    def published(self, folder: Path, *overrides: str) -> GRPOModule:
+        """A module with its policy as an experiment on Janus-Pro composes it, without a trainer."""
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            module = build_module(compose("train", ["logger=none", f"run_dir={folder}", *overrides]))
+        module.configure_model()
+        return module
+
     def fit(self, folder: Path, *more: str, module: GRPOModule | None = None, callbacks: Any = ()) -> GRPOModule:
         """Training alone: neither validation nor files."""
         cfg = self.config(folder, "trainer.limit_val_batches=0", *more)
