@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,9 +43,12 @@ class Recorder(Callback):
     Args:
         folder: Where to.
         weights: Rank 0 also leaves `weights.safetensors`, whole, at the end of training.
+        fraction: Of each card's memory that the run may use, to play a smaller card; None = all.
     """
 
-    def __init__(self, folder: str, weights: bool = False) -> None:
+    def __init__(self, folder: str, weights: bool = False, fraction: float | None = None) -> None:
+        if fraction is not None and torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(fraction, int(os.environ.get("LOCAL_RANK", 0)))
         self.folder, self.weights = Path(folder), weights
         self.memory = PhaseMemory()
         self.before = 0.0  # peak before the first step: loading, dividing, setting up
