@@ -55,17 +55,23 @@ def add_lora(
 
 
 def draw_adapters(model: nn.Module) -> None:
-    """Gives LoRA weights their initial values, also where peft could not: on "meta", and in weights that ZeRO-3 divides
-    as soon as they are made (there the halves that must be 0 would keep a linear layer's random values)."""
+    """Gives LoRA weights their initial values, drawn on the CPU whatever their device, so that every device and
+    strategy starts alike. Also where peft could not draw them: on "meta", which become CPU tensors, and in weights that
+    ZeRO-3 divides as soon as they are made (the halves that must be 0 would keep a linear layer's random values)."""
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             for name in layer.lora_A:
-                halves: list[Any] = [layer.lora_A[name], layer.lora_B[name]]
-                for half in halves:
+                for half in (layer.lora_A[name], layer.lora_B[name]):
                     if half.weight.is_meta:
                         half.to_empty(device="cpu")
-                with _whole([half.weight for half in halves]):
+                weights: list[Any] = [layer.lora_A[name].weight, layer.lora_B[name].weight]
+                with _whole(weights):
+                    kept = [weight.data for weight in weights]
+                    for weight in weights:
+                        weight.data = torch.empty_like(weight.data, device="cpu")
                     layer.reset_lora_parameters(name, True)
+                    for weight, there in zip(weights, kept, strict=True):
+                        weight.data = there.copy_(weight.data)
 
 
 def _whole(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
