@@ -28,7 +28,14 @@ def test_columns_that_a_rank_lacks(monkeypatch: pytest.MonkeyPatch, value: float
     short, long = rollout(1), rollout(3)
     monkeypatch.setattr("egrpo.distributed.world_size", lambda: 2)
     monkeypatch.setattr("egrpo.distributed.rank", lambda: 0)
-    monkeypatch.setattr("egrpo.distributed.gather", lambda own: [own, long])
+    sent: list[Rollout] = []
+
+    def gather(own: Rollout) -> list[Rollout]:
+        sent.append(own)
+        return [own, *sent[:-1]]
+
+    monkeypatch.setattr("egrpo.distributed.gather", gather)
+    whole_rollout(long)  # what the other rank sends
     whole = whole_rollout(short, entropy_of_padding=value).sampled
     assert whole.mask.tolist() == [[True, False, False, True, True], [True] * 5]
     wanted = torch.tensor([[0.5, value, value, 0.25, 0.25], [0.5, 0.5, 0.5, 0.25, 0.25]])
