@@ -30,6 +30,10 @@ def test_values_that_all_share(name):
     assert cfg.objective.logps == "conditional" and cfg.objective.updates_per_rollout == 1
     assert {node.weight for node in cfg.reward.values()} == {1.0} and len(cfg.reward) == 4
     assert cfg.scheduler.num_training_steps == 1600 and cfg.scheduler.num_warmup_steps == 0
+    assert "linear" in cfg.scheduler._target_
+    assert list(cfg.optimizer.betas) == [0.9, 0.999] and cfg.objective.max_grad_norm == 1.0
+    assert cfg.model.gradient_checkpointing is True  # the released trainer turns it on itself
+    assert [node.reward.threshold for name, node in cfg.reward.items() if "gdino" in name] == [0.3]
 
 
 def test_where_they_differ():
