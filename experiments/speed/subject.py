@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
     "threads": 1,
-    "checkpointing": False,  # gradient checkpointing: of both sides, of neither (as published), or of ours alone
+    "checkpointing": False,  # gradient checkpointing: of both sides (as published), of neither, or of ours alone
     "padding": "published",  # of both sides: then their tokens are comparable in batches of unequal prompts
     "cfg_weight": 5.0,
     "prompts": 1,  # a step

@@ -1,9 +1,10 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from egrpo.algorithm.entropy_policies import budget_balanced, entropy_guided, top_entropy, uniform
+from egrpo.algorithm.entropy_policies import budget_balanced, entropy_guided, ranks_padding, top_entropy, uniform
 
 SHAPERS = [uniform, entropy_guided, budget_balanced, top_entropy]
 
@@ -278,3 +279,25 @@ def test_output_is_detached_float32_and_keeps_float64(policy):
     low = policy(*half, mask, is_image)
     assert low[0].dtype == torch.float32
     torch.testing.assert_close(low, policy(half[0].float(), half[1].float(), mask, is_image), atol=0, rtol=0)
+
+
+def test_padding_that_a_micro_step_does_not_have_is_not_ranked():
+    """A plan of two tokens in a micro-step of four columns, in a batch of six: four entropies are ranked, not six."""
+    entropy = torch.tensor([[0.2, 0.6, 0.5, 0.4, torch.nan, torch.nan]])
+    mask = torch.tensor([[True, True, False, False, False, False]])
+    is_image = torch.zeros_like(mask)
+    advantages = torch.tensor([1.0])
+    shaped, metrics = entropy_guided(advantages, entropy, mask, is_image, rank_padding=True)
+    # h = .2 .4 .5 .6: above h[2] = .5, below h[1] = .4
+    torch.testing.assert_close(shaped, torch.tensor([[0.0, 1.18, 0.0, 0.0, 0.0, 0.0]]))
+    assert metrics["threshold_high_text"].item() == 0.5 and metrics["threshold_low_text"].item() == pytest.approx(0.4)
+    narrow, _ = entropy_guided(advantages, entropy[:, :4], mask[:, :4], is_image[:, :4], rank_padding=True)
+    assert torch.equal(narrow, shaped[:, :4])
+
+
+def test_what_ranks_padding_says_so():
+    assert ranks_padding(partial(entropy_guided, rank_padding=True))
+    assert ranks_padding(partial(entropy_guided, rank_padding=True, segments=["text"]))
+    others = (uniform, entropy_guided, partial(entropy_guided, rank_padding=False), partial(top_entropy, fraction=0.1))
+    for other in (*others, partial(entropy_guided, rank_padding=True, segments=["image"])):
+        assert not ranks_padding(other)

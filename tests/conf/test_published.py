@@ -30,6 +30,10 @@ def test_values_that_all_share(name):
     assert cfg.objective.logps == "conditional" and cfg.objective.updates_per_rollout == 1
     assert {node.weight for node in cfg.reward.values()} == {1.0} and len(cfg.reward) == 4
     assert cfg.scheduler.num_training_steps == 1600 and cfg.scheduler.num_warmup_steps == 0
+    assert "linear" in cfg.scheduler._target_
+    assert list(cfg.optimizer.betas) == [0.9, 0.999] and cfg.objective.max_grad_norm == 1.0
+    assert cfg.model.gradient_checkpointing is True  # the released trainer turns it on itself
+    assert [node.reward.threshold for name, node in cfg.reward.items() if "gdino" in name] == [0.3]
 
 
 def test_where_they_differ():
@@ -46,9 +50,11 @@ def test_where_they_differ():
     assert eg["rollout"]["padding"] == "published" and eg["model"]["padding"] == "published"
     assert eg["reward"]["gdino_strict"]["reward"]["quirks"] == "reference"
     assert eg["reward"]["orm"]["reward"]["mode"] == "published"
+    assert quirks(base) == quirks(eg) == (50, None, False, "policy")
 
     exact = resolved("train", "+experiment=eg_grpo_janus_pro_7b_exact")
     assert exact["model"]["padding"] == "exact" and not exact["entropy_policy"]["rank_padding"]
+    assert quirks(exact) == (None, None, True, "own")
     assert exact["reward"]["gdino_strict"]["reward"]["quirks"] == "fixed"
     for name, segment in (("text_only", "text"), ("image_only", "image")):
         only = resolved("train", f"{RUN}_{name}")["entropy_policy"]
@@ -59,6 +65,13 @@ def test_where_they_differ():
     assert resolved("train", "+experiment=no_cot")["rollout"] == eg["rollout"] | {"cot": False}
     small = composed("train", "+experiment=eg_grpo_janus_pro_1b")
     assert small.model.path.endswith("janus_pro_1b") and small.trainer.devices == 1
+
+
+def quirks(cfg):
+    """What plans are drawn from, images, whether plans are stripped, and whose embeddings the reference reads."""
+    drawn = cfg["module"]["rollout"]
+    kept, read = cfg["model"]["strip_plans"], cfg["reference"]["embeddings"]
+    return drawn["plan_top_k"], drawn["top_k"], kept, read
 
 
 @pytest.mark.parametrize(
@@ -74,6 +87,7 @@ def test_where_they_differ():
         ["reward.gdino_strict.weight=0.5", "normalization=zscore"],
         ["cot=off"],
         ["rollout.padding=exact", "detector_quirks=fixed"],
+        ["rollout.plan_top_k=null", "rollout.strip_plans=true", "reference.embeddings=own"],
         ["objective.logps=guided"],
         ["model=janus_pro_1b", "trainer.devices=1"],
         ["model/templates=world_knowledge"],
