@@ -218,7 +218,7 @@ class JanusPolicy(nn.Module):
             plans = self._decode_plans(text)
         contexts = [self.image_ids(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
         together = together if self.padding == "published" else None
-        sampler = self._sampler(None if how.greedy else keys, chunks(len(keys), chunk, together), together)
+        sampler = self._sampler(None if how.greedy else keys, chunks(len(keys), chunk), together)
         image = sampler.image(contexts, self.begin_of_image, self.num_image_tokens, how)
         pixels = self.decode(image.tokens)
         guidance = how.cfg_weight if how.record_guided else 1.0

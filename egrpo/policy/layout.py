@@ -88,18 +88,27 @@ def right_padded(mask: Tensor) -> Tensor:
     return (~mask).long().argsort(dim=1, stable=True)[:, : int(mask.sum(dim=1).max())]
 
 
-def positions_of(mask: Tensor, padding: str = "exact") -> Tensor:
-    """Position ids [N, L]: exact counts real tokens only; published counts the holes too."""
+def filler_of(mask: Tensor) -> Tensor:
+    """Columns [N] before the first real token of each row: what `image_context` put before narrower rows."""
+    return mask.long().argmax(dim=1)
+
+
+def positions_of(mask: Tensor, padding: str = "exact", filler: Tensor | None = None) -> Tensor:
+    """Position ids [N, L]: exact counts real tokens only; published counts holes too, from `filler` [N] on."""
     if padding == "published":
-        return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+        columns = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+        return columns if filler is None else (columns - filler[:, None]).clamp(min=0)
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def unconditional(ids: Tensor, mask: Tensor, pad: int, padding: str) -> tuple[Tensor, Tensor]:
+def unconditional(
+    ids: Tensor, mask: Tensor, pad: int, padding: str, filler: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The prompt without its content, for classifier-free guidance.
 
     exact: every token except a row's own first and last becomes the pad token, in the row's own positions.
-    published: every column except the first and the last becomes the pad token, and all columns count.
+    published: every column except the first and the last becomes the pad token, and all columns count; `filler` columns
+    [N] before the first are no part of a row.
 
     Args:
         ids: [N, L], begin-of-image last; in exact mode packed to the left.
@@ -112,7 +121,8 @@ def unconditional(ids: Tensor, mask: Tensor, pad: int, padding: str) -> tuple[Te
     keep = torch.zeros_like(mask)
     keep[:, -1] = True
     if padding == "published":
-        keep[:, 0] = True
-        return ids.where(keep, pad), torch.ones_like(mask)
+        first = torch.zeros(len(mask), dtype=torch.long, device=mask.device) if filler is None else filler
+        keep.scatter_(1, first[:, None], True)
+        return ids.where(keep, pad), torch.arange(mask.shape[1], device=mask.device) >= first[:, None]
     keep |= mask & (mask.cumsum(dim=1) == 1)
     return ids.where(keep, pad), mask

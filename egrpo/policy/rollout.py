@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from egrpo.policy.backbone import Backbone
 from egrpo.policy.capture import Steps
 from egrpo.policy.drawing import Drawing
-from egrpo.policy.layout import image_context, pad_rows, without_filler
+from egrpo.policy.layout import filler_of, image_context, pad_rows
 from egrpo.policy.lockstep import Lockstep
 from egrpo.policy.randomness import SampleKey, sample_uniforms
 from egrpo.policy.sampling import Drawn, draw_image_tokens, draw_text_tokens
@@ -72,15 +72,18 @@ class Sampler:
         """Image codes, `num_tokens` a row."""
         context = image_context(prompts, self.pad, begin_of_image, self.padding, self.together)
         ids, mask = self._placed(context)
+        filler = filler_of(mask) if self.padding == "published" else None
         drawn = [
             draw_image_tokens(
                 self.backbone,
-                *without_filler(ids[part], mask[part]),
+                ids[part],
+                mask[part],
                 self._uniforms(part, num_tokens, "image"),
                 num_tokens=num_tokens,
                 pad=self.pad,
                 how=how,
                 padding=self.padding,
+                filler=None if filler is None else filler[part],
                 steps=self.steps,
             )
             for part in self.rows
@@ -96,11 +99,10 @@ class Sampler:
         return sample_uniforms(self.keys[rows], num_tokens, domain=domain).to(self.device)
 
 
-def chunks(count: int, size: int | None, within: int | None = None) -> list[slice]:
-    """Slices of at most `size` rows (None = all in one), none of which goes over a multiple of `within` rows."""
-    size, within = size or count, within or count
-    blocks = ((start, min(start + within, count)) for start in range(0, count, within))
-    return [slice(i, min(i + size, end)) for start, end in blocks for i in range(start, end, size)]
+def chunks(count: int, size: int | None) -> list[slice]:
+    """Slices of at most `size` rows; None = all in one."""
+    size = size or count
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def one_in(images_per_plan: int, group_size: int, offsets: Sequence[int]) -> int:

@@ -40,6 +40,7 @@ def draw_image_tokens(
     pad: int,
     how: Drawing,
     padding: str = "exact",
+    filler: Tensor | None = None,
     steps: Steps | None = None,
 ) -> Drawn:
     """Draws image codes.
@@ -53,6 +54,7 @@ def draw_image_tokens(
         pad: Pad token id, whose embedding stands in for the prompt in unconditional rows.
         how: Temperature, guidance, cuts.
         padding: "exact" or "published", see `sample_image_tokens`.
+        filler: [N], in published padding the leading columns that are no part of a row; None = none.
         steps: How tokens are fed; None = anew for this call.
     """
     check_padding(padding)
@@ -60,9 +62,10 @@ def draw_image_tokens(
     if padding == "exact":
         context_ids, context_mask = left_pack(context_ids, context_mask)
     if how.guided:
-        bare_ids, bare_mask = unconditional(context_ids, context_mask, pad, padding)
+        bare_ids, bare_mask = unconditional(context_ids, context_mask, pad, padding, filler)
         context_ids, context_mask = torch.cat([context_ids, bare_ids]), torch.cat([context_mask, bare_mask])
-    context = (context_ids, context_mask, positions_of(context_mask, padding))
+        filler = None if filler is None else filler.repeat(2)
+    context = (context_ids, context_mask, positions_of(context_mask, padding, filler))
     steps = steps or Steps()
     with packed_linears([backbone.language_model, backbone.generation_head], len(context_ids), num_tokens):
         loop = steps.loop("image", backbone, context, uniforms, num_tokens, how)

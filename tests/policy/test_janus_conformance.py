@@ -113,7 +113,7 @@ class _Bare:
     decode_batch, decode_evenly = 2, False
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model = self.rollout_model = model
 
 
 def at_most_one_level(found: Tensor, wanted: Tensor) -> bool:
