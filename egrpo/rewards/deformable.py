@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def use_deformable_sums(model: nn.Module) -> None:
     """Replaces the sampling of all deformable attentions of a GroundingDINO, in place."""
     for module in model.modules():
         if isinstance(module, GroundingDinoMultiscaleDeformableAttention):
-            module.attn = DeformableSampling()
+            cast(Any, module).attn = DeformableSampling()
 
 
 def deformable_sums(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
