@@ -31,7 +31,7 @@ def beside(enabled: bool, function: Callable[P, T], *args: P.args, **kwargs: P.k
     own = _stream_behind_the_callers() if torch.cuda.is_available() else None
 
     def task() -> T:
-        torch.set_num_threads(threads)  # both are set by thread
+        torch.set_num_threads(threads)  # set by thread
         with torch.no_grad(), nullcontext() if own is None else torch.cuda.stream(own):
             return function(*args, **kwargs)
 
