@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, GroundingDinoForObjectDetection
 
 from egrpo.precision import float32_default
+from egrpo.rewards.deformable import use_deformable_sums
 from egrpo.rewards.detection_rules import QUIRKS, RULES, Detection, detection_prompt, detection_score, has_rule
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, model_folder
 from egrpo.rewards.preparation import Preparation, by_level, cut_as, levels_of, rows_by_size, to_device
@@ -79,6 +80,7 @@ class GroundingDinoReward:
         if ids != DELIMITERS:
             raise ValueError(f"the tokenizer in {folder} gives [CLS], [SEP], . and ? the ids {ids}, not {DELIMITERS}")
         self.max_tokens, self.queries = model.config.max_text_len, model.config.num_queries
+        use_deformable_sums(model)
         self.placement = Placement(model, device, dtype, offload, precision)
         levels = levels_of(self.processor)
         self.preparation = Preparation(

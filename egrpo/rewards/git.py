@@ -95,7 +95,7 @@ class GITReward:
         p_yes = (logits[:, self.yes] - logits[:, self.no]).sigmoid()  # the two softmax values' share of yes
         table = torch.arange(int(counts.max())) < counts[:, None]  # [N, most nouns], row by row as the questions
         counts, table = to_device(counts, p_yes.device), to_device(table, p_yes.device)
-        return torch.zeros(table.shape, device=p_yes.device).masked_scatter(table, p_yes).sum(1) / counts
+        return torch.zeros_like(table, dtype=torch.float32).masked_scatter(table, p_yes).sum(1) / counts
 
     def last_logits(self, model: Any, images: list[Image.Image], owners: Tensor, questions: list[str]) -> Tensor:
         """[Q, vocabulary] float32: logits after question q about image owners[q]."""

@@ -217,7 +217,7 @@ def in_batches(
     if batches is None:
         batches = [rows[first : first + batch_size] for first in rows[::batch_size]]
     shown = [[images[row] for row in batch] for batch in batches]
-    scores = torch.zeros(len(images))
+    scores = torch.zeros(len(images), dtype=torch.float32)
     with preparation.ahead(shown) if preparation else nullcontext(shown) as prepared:
         parts = [
             score(pictures, [records[row] for row in batch]).float()

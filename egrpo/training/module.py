@@ -18,7 +18,7 @@ from egrpo.checkpoints import check_names, trained_names
 from egrpo.images import to_images
 from egrpo.policy import JanusPolicy
 from egrpo.rewards import Reward, RewardEnsemble
-from egrpo.training.beside import beside
+from egrpo.training.beside import beside, can_overlap
 from egrpo.training.clock import Clock
 from egrpo.training.engines import Engine, engine_for
 from egrpo.training.metrics import rollout_metrics, speed_metrics
@@ -111,6 +111,7 @@ class GRPOModule(LightningModule):
         images = to_images(rollout.pixels)
         overlap = settings.overlap_rewards
         overlap = self.device.type == "cpu" if overlap is None else overlap
+        overlap = overlap and can_overlap(weighted.reward for weighted in self.rewards.rewards.values())
         with beside(overlap, self.rewards, images, grouped) as rewards:
             with self.clock("reference"):
                 ref_logps = self.reference_logps(rollout)

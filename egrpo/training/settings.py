@@ -37,8 +37,9 @@ class RolloutSettings:
             fit), "shard" = layer by layer at every token, all ranks in step.
         group_across_ranks: Every rank gets all prompts of a step and draws an equal part of their samples, so that the
             samples of a prompt may lie on several ranks; False = whole groups on a rank.
-        overlap_rewards: The rewards judge in a thread while the reference scores; the results are the same. None = on a
-            CPU: small kernels of an accelerator are launched more slowly by two threads.
+        overlap_rewards: The rewards judge in a thread (on a GPU: and a stream) of their own while the reference scores;
+            the results are the same. None = on a CPU: small kernels of an accelerator are launched more slowly by two
+            threads. Rewards whose precision is "tf32" wait in any case, since TF32 is set for the whole process.
 
     Raises:
         ValueError: a setting is out of range.

@@ -4,6 +4,12 @@
     python -m experiments.speed.rewards reward_models=DIR device=auto    # real checkpoints
 
 Runs alternate, so that a busy machine slows both alike; the median of `repeats` is shown, and the ratio with its range.
+
+    python -m experiments.speed.rewards parts=true reward_models=DIR device=cuda dtype=bfloat16 side=384 group=8
+
+instead shows where the seconds of `images` images go (preparation, forward passes, both together), with the batch sizes
+and types of conf/reward; `dtype` is `reward_dtype` there, and `overrides=[detector_precision=tf32]` changes other keys.
+`python -m experiments.scale.rewards target=DIR` makes models of the published sizes with random weights.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from egrpo.data import read_prompts
 from egrpo.paths import config_dir, resolve
 from egrpo.rewards import Reward
 from egrpo.types import PromptRecord
+from experiments.speed.reward_parts import print_parts, sampling_seconds
 
 DEFAULTS = {
     "rewards": ["hps", "git", "gdino_strict", "orm"],
@@ -36,18 +43,22 @@ DEFAULTS = {
     "device": "cpu",
     "dtype": "float32",
     "threads": 1,
+    "parts": False,  # where the seconds go, instead of batches against single images
+    "images": 64,  # of parts
+    "group": 8,  # images of each prompt, of parts
+    "overrides": [],  # of conf/train.yaml, of parts
 }
 
 
 def main() -> None:
-    """Prints one table, a line a reward and batch size."""
+    """Prints one table, a line a reward and batch size, or that of `show_parts`."""
     settings: Any = OmegaConf.merge(OmegaConf.create(DEFAULTS), OmegaConf.from_cli(sys.argv[1:]))
     torch.set_num_threads(settings.threads)
+    if settings.parts:
+        return show_parts(settings)
     most = max(settings.sizes)
     records = read_prompts(resolve(settings.prompts))[:most]
-    rng = np.random.default_rng(0)
-    shape = (most, settings.side, settings.side, 3)
-    images = [Image.fromarray(pixels) for pixels in rng.integers(0, 256, shape, dtype=np.uint8)]
+    images = noise(most, settings.side)
     print(f"{settings.device}, {settings.dtype}, {settings.threads} threads, images per second")
     print(f"{'reward':14}{'images':>8}{'one by one':>12}{'batched':>12}{'ratio':>8}{'range':>16}")
     for name in settings.rewards:
@@ -59,6 +70,37 @@ def main() -> None:
             span = f"{min(ratios):.2f} to {max(ratios):.2f}"
             rates = f"{size / median(single):12.1f}{size / median(batched):12.1f}"
             print(f"{name:14}{size:8}{rates}{median(ratios):8.2f}{span:>16}", flush=True)
+
+
+def noise(count: int, side: int) -> list[Image.Image]:
+    """`count` images of side x side random pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return [Image.fromarray(picture) for picture in pixels]
+
+
+def show_parts(settings: Any) -> None:
+    """Prints the table of `reward_parts`, and the detector's attention on its own."""
+    prompts = read_prompts(resolve(settings.prompts))
+    wanted = -(-settings.images // settings.group)
+    step = max(1, len(prompts) // wanted)  # files are sorted by task type: take them from all over
+    records = [record for record in prompts[::step][:wanted] for _ in range(settings.group)][: settings.images]
+    overrides = [
+        f"reward=[{','.join(settings.rewards)}]",
+        f"reward_models={settings.reward_models}",
+        f"reward_dtype={settings.dtype}",
+        *(f"reward.{name}.reward.device={settings.device}" for name in settings.rewards),
+        *settings.overrides,
+    ]
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        nodes = compose("train", overrides).reward
+        rewards = {name: instantiate(nodes[name].reward, _convert_="object") for name in settings.rewards}
+    device = next(iter(rewards.values())).placement.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{machine}, torch {torch.__version__}, {settings.threads} threads, overrides {list(settings.overrides)}")
+    print_parts(rewards, noise(settings.images, settings.side), records, settings.repeats)
+    if device.type == "cuda":
+        times = sampling_seconds(device, 8, settings.repeats)
+        print("one deformable attention of 8 images: " + ", ".join(f"{k} {v * 1e3:.1f} ms" for k, v in times.items()))
 
 
 def build(name: str, settings: Any) -> Reward:

@@ -32,7 +32,7 @@ TRAIN_KEYS = {
     *("go_on", "also_validate", "study"),
     *("model", "reference", "data", "rollout", "judge"),
     *("reward", "reward_models", "reward_dtype", "normalization", "ensemble"),
-    *("detector_quirks", "orm_mode", "entropy_policy", "objective"),
+    *("detector_quirks", "detector_precision", "orm_mode", "entropy_policy", "objective"),
     *("optimizer", "scheduler", "trainer", "logger", "callbacks"),
 }
 # `python -m egrpo.plan` takes a training run and what a plan needs beside it.
@@ -46,6 +46,7 @@ ANALYZE_KEYS = {
     *("seed", "run_dir", "prompts", "splits", "num_prompts", "plans_per_prompt", "images_per_plan", "plain_images"),
     *("processes", "model_device", "threads", "settings", "model", "rollout", "report", "entropy_policy", "logger"),
     *("reward", "judge", "ensemble", "reward_models", "reward_dtype", "detector_quirks", "orm_mode"),
+    "detector_precision",
 }
 ROOT_KEYS = {
     **{"train": TRAIN_KEYS, "pretrain": PRETRAIN_KEYS, "export": {"run", "checkpoint", "target"}},
