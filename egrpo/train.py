@@ -58,7 +58,7 @@ def train(cfg: DictConfig) -> None:
     seed_everything(cfg.seed, verbose=False)
     data: LightningDataModule = instantiate(cfg.data)  # first: bad prompts are told before any model is loaded
     module = build_module(cfg)
-    also = rollouts_under(module.rollout_settings, cfg.also_validate)
+    also = rollouts_under(module.rollout_settings, cfg.also_validate or {})
     check_share(data, module.rollout_settings, distributed.world_size())
     loggers: list[Logger] = [MetricsFile(str(folder), resume=resumed), *instantiate(cfg.logger).values()]
     callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
