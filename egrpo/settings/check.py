@@ -49,11 +49,11 @@ def check_settings(cfg: DictConfig, root: str) -> None:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """ "; did you mean beta?", or what there is."""
+    """ "did you mean beta?", or all that there are."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]}?"
-    return f"there is {', '.join(sorted(known))}" if known else "it has no settings"
+    return f"choose from {', '.join(sorted(known))}" if known else "it has no settings"
 
 
 @dataclass

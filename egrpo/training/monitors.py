@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from egrpo.base.errors import UserError
 from egrpo.settings.check import nearest
@@ -51,7 +52,7 @@ class FirstMetrics(Callback):
         self._check(trainer, lambda name: name.startswith(("train/", "perf/")))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.training or trainer.fit_loop.epoch_loop.batch_progress.total.processed:
+        if trainer.state.fn == TrainerFn.FITTING:
             self._check(trainer, lambda name: not name.startswith(("train/", "perf/", BENCHMARK)))
 
     def _check(self, trainer: Trainer, concerns: Any) -> None:
@@ -64,5 +65,5 @@ class FirstMetrics(Callback):
 
 def _unknown(callback: Callback, monitor: str, known: Collection[str]) -> UserError:
     hint = nearest(monitor, known)
-    listed = "" if hint.startswith("there is") else f" (there is {', '.join(sorted(known))})"
+    listed = "" if hint.startswith("choose") else f" (there is {', '.join(sorted(known))})"
     return UserError(f"{type(callback).__name__} watches monitor={monitor}, which no metric is called; {hint}{listed}")

@@ -87,7 +87,7 @@ UNKNOWN = [
     (
         "train",
         "+logger.wandb.entitty=me",
-        "logger.wandb.entitty: there is no such setting (egrpo.training.trackers.WandbRun); did you mean entity?",
+        "logger.wandb.entitty: there is no such setting (egrpo.base.trackers.WandbRun); did you mean entity?",
     ),
     ("generate", "+num_image=2", "num_image: there is no such setting; did you mean num_images?"),
     ("evaluate", "+rollout.cfg_wieght=2", "rollout.cfg_wieght: there is no such setting; did you mean cfg_weight?"),
