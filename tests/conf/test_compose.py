@@ -69,7 +69,7 @@ ROOT_KEYS = {
         ),
     },
     "search": {
-        *("name", "folder", "trials", "jobs", "threads", "overrides", "seeds", "score", "space", "sampler", "pruner"),
+        *("name", "folder", "trials", "jobs", "threads", "overrides", "seeds", "score", "space", "sampler", "pruner", "storage"),
     },
     "dashboard": {"study", "entity", "project", "upload", "target", "group_by", "columns", "sections"},
     "pretrain_rewards": {"seed", "target", "only", "held_out", "networks"},
