@@ -87,10 +87,25 @@ def train(cfg: DictConfig) -> None:
 
 def build_module(cfg: DictConfig) -> GRPOModule:
     """The LightningModule, rewards loaded, settings checked; the policy is built when the trainer is ready."""
-    module: GRPOModule = instantiate(cfg.module, _convert_="object")
+    module: GRPOModule = instantiate(without_idle_rewards(cfg).module, _convert_="object")
     check_entropy_policy(module.entropy_policy)
     check_optimizer(module.make_optimizer, module.make_scheduler)
     return module
+
+
+def without_idle_rewards(cfg: DictConfig) -> DictConfig:
+    """The configuration with rewards of weight 0 left out, whose models would be loaded and run for nothing.
+
+    Where no other is left, all stay, for the ensemble to refuse.
+    """
+    weights = {name: node.get("weight") for name, node in cfg.reward.items() if node is not None}
+    idle = [name for name, weight in weights.items() if weight == 0]
+    if not idle or len(idle) == len(weights):
+        return cfg
+    cfg = cfg.copy()
+    for name in idle:
+        cfg.reward[name] = None
+    return cfg
 
 
 def close_wandb() -> None:
