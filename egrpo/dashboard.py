@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.base.targets import claim_file
 from egrpo.base.trackers import check_key
 from egrpo.entry import run
 from egrpo.provenance import write_json
@@ -25,6 +26,7 @@ def dashboard(cfg: DictConfig) -> None:
     sections = cast(dict[str, Any], OmegaConf.to_container(cfg.sections))
     workspace = build_workspace(cfg.study, cfg.entity, cfg.project, cfg.group_by, list(cfg.columns), sections)
     target = Path(cfg.target)
+    claim_file(target, "target", "spec")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, description(workspace))
     panels = sum(len(metrics) for metrics in sections.values())

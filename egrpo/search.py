@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
 from egrpo.analysis.storage import alone
+from egrpo.base.targets import claim_target
 from egrpo.entry import run
 from egrpo.settings import override
-from egrpo.studies.searching import folder_of, one_trial, storage_of, suggest, take_up
+from egrpo.studies.searching import DATABASE, JOURNAL, folder_of, one_trial, storage_of, suggest, take_up
 from egrpo.studies.trials import TrialError, Trials
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -35,6 +36,7 @@ def search(cfg: DictConfig) -> None:
     trials = Trials(folder, list(cfg.overrides), list(cfg.seeds), cfg.score, cfg.threads)
     suggest(optuna.trial.FixedTrial({k: _some(v) for k, v in space.items()}), space)  # a wrong space is told now
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    claim_target(folder, "folder", "search", names=("trials.csv", "best.yaml"), signs=(JOURNAL, DATABASE))
     with alone(folder, "the search in"):
         study = optuna.create_study(
             study_name=cfg.name,

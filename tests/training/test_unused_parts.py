@@ -15,9 +15,15 @@ MISSING = (
     "{_target_: egrpo.rewards.HPSReward, path: no/such/folder}}"
 )
 
+REFUSED = "reference._target_=tests.training.test_unused_parts.refuse"
+
+
+def refuse(policy):
+    raise AssertionError("the reference is built")
+
 
 def test_beta_0_neither_builds_nor_runs_the_reference(runs, tmp_path):
-    rows = runs.run(tmp_path, "objective.beta=0", "trainer.limit_val_batches=0", "reference._target_=no.such.Reference")
+    rows = runs.run(tmp_path, "objective.beta=0", "trainer.limit_val_batches=0", REFUSED)
     assert len(rows) == 2
     assert all("train/kl" not in row or not row["train/kl"] for row in rows) and all(row["train/loss"] for row in rows)
 
