@@ -22,7 +22,6 @@ from egrpo.studies.runs import FINISHED, Run, read_runs
 from egrpo.studies.table import run_table, varied_settings
 from egrpo.studies.text import counts, fragment, left_out, verdict
 
-
 WRITTEN = ("runs.csv", "results.json", "table.md", "figures")
 
 

@@ -23,7 +23,14 @@ from egrpo.entry import composition, run, save_config
 from egrpo.launch import last_of_restart, launch
 from egrpo.provenance import provenance
 from egrpo.training import GRPOModule, MetricsFile
-from egrpo.training.checks import check_devices, check_entropy_policy, check_optimizer, check_share, check_trainer, rollouts_under
+from egrpo.training.checks import (
+    check_devices,
+    check_entropy_policy,
+    check_optimizer,
+    check_share,
+    check_trainer,
+    rollouts_under,
+)
 from egrpo.training.monitors import FirstMetrics, check_monitors, validated_names
 from egrpo.training.outcome import measure_trained, measure_under, measure_untouched, report_run
 from egrpo.training.resume import changed_settings, is_finished, keep_inputs, last_state, told_settings

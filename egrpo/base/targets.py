@@ -31,7 +31,9 @@ def claim_target(
         raise UserError(f"{key}={folder} is a file: name a folder")
     mark = folder / MARK
     if not mark.is_file() and folder.is_dir() and not any((folder / sign).is_file() for sign in signs):
-        found = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and (not names or p.name in names))
+        found = sorted(
+            p.name for p in folder.iterdir() if not p.name.startswith(".") and (not names or p.name in names)
+        )
         if found:
             raise UserError(_foreign(folder, key, command, found))
     if mark.is_file() and (maker := _maker(mark)) != command:

@@ -1,4 +1,4 @@
-"""The border of every command: which settings there are, and which values they take, checked before anything is done."""
+"""The border of every command: which settings there are, and which values they take, checked first."""
 
 from egrpo.settings.check import check_settings
 from egrpo.settings.overrides import override

@@ -22,8 +22,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]  # beyond, logits over- or underflow
 
-# Ranges by the last part of a key, or its last two, the same in every node of every command; `null` only where the key's own type or
-# its yaml has it. What a single key needs beyond these, the class that receives it checks.
+# Ranges by the last part of a key, or its last two, the same in every node of every command; `null` only where the
+# key's own type or its yaml has it. What a single key needs beyond these, the class that receives it checks.
 RANGES: dict[str, Any] = {
     "seed": Seed,
     "seeds": Annotated[list[Seed], Field(min_length=1)],
@@ -35,12 +35,16 @@ RANGES: dict[str, Any] = {
     **dict.fromkeys(("lr", "muon_lr", "adamw_lr", "beta", "weight_decay", "kappa"), NotNegative),
     **dict.fromkeys(("bonus_scale", "bonus_cap", "backoff", "prompt_price", "completion_price"), NotNegative),
     **dict.fromkeys(("max_grad_norm", "eps", "timeout", "alpha", "clip_high"), Positive),
-    **dict.fromkeys(("compute_efficiency", "memory_efficiency", "launch_ms", "host_link_gb_s", "longest_plan"), Positive),
+    **dict.fromkeys(
+        ("compute_efficiency", "memory_efficiency", "launch_ms", "host_link_gb_s", "longest_plan"), Positive
+    ),
     **dict.fromkeys(("memory_gb", "bandwidth_gb_s", "link_gb_s"), Positive),
     **dict.fromkeys(("high_fraction", "low_fraction", "fraction", "decay", "dropout", "stratum_quantile"), Share),
     **dict.fromkeys(("unconditional", "planless", "spoiled_plans", "spoiled_images", "image_share"), Share),
     **dict.fromkeys(("threshold", "counting_threshold"), Share | str),
-    **dict.fromkeys(("threads", "batch_size", "val_batch_size", "micro_batch_size", "decode_batch", "chunk_size"), Count),
+    **dict.fromkeys(
+        ("threads", "batch_size", "val_batch_size", "micro_batch_size", "decode_batch", "chunk_size"), Count
+    ),
     **dict.fromkeys(("prompts_per_step", "updates_per_rollout", "top_k", "num_images", "images_per_prompt"), Count),
     **dict.fromkeys(("num_prompts", "plans_per_prompt", "images_per_plan", "plain_images", "processes"), Count),
     **dict.fromkeys(("max_plan_tokens", "max_prompt_tokens", "num_image_tokens", "limit", "held_out"), Count),
@@ -122,7 +126,7 @@ def _plain(annotation: Any) -> Any:
         some = [m for m in members if m not in (None, types.NoneType)]
         return Any if Any in members or not some else Union[tuple(members)]  # noqa: UP007
     if origin is tuple and parts and parts[-1] is not Ellipsis:
-        return tuple[tuple(plain(p) for p in parts)]
+        return tuple[tuple(plain(p) for p in parts)]  # type: ignore[misc]
     if origin in (*LISTS, tuple) or annotation in LISTS:
         return list[plain(parts[0]) if parts else Any]  # type: ignore[misc]
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
@@ -180,7 +184,7 @@ def _range(schema: Mapping[str, Any]) -> str:
 
 def _hint(value: Any, told: str) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f'; a number as text is written \'"{value}"\'' if number and told.startswith("text") else ""
+    return f"; a number as text is written '\"{value}\"'" if number and told.startswith("text") else ""
 
 
 def _not_finite(value: Any) -> float | None:

@@ -40,7 +40,7 @@ def check_settings(cfg: DictConfig, root: str) -> None:
         root: The command's yaml, as "train"; for another one, names outside of nodes with a `_target_` go unchecked.
 
     Raises:
-        UserError: names every unknown key with the nearest known one, and every value with what is allowed, a line each.
+        UserError: names every unknown key with the nearest one, and every wrong value with what is allowed, a line each.
     """
     check = Check(set(_references(cfg)))
     check.node(cfg, "", known_settings(root))
@@ -112,8 +112,8 @@ class Check:
                 if isinstance(item, DictConfig):
                     self.node(item, f"{place}[{number}]", Known())
         elif not isinstance(value, DictConfig):
-            if said := fault(source, plain, annotation, [] if known is None else known.values):
-                self.faults.setdefault(source, said)
+            said = fault(source, plain, annotation, [] if known is None else known.values)
+            self.faults |= {} if said is None or source in self.faults else {source: said}
 
     def objects(self, node: DictConfig, path: str) -> None:
         """Entries without a `_target_`, such as a misspelt name gives, would build nothing."""
@@ -133,7 +133,6 @@ def _references(node: Any) -> Iterator[str]:
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         child = node._get_node(key)
         if isinstance(child, DictConfig | ListConfig) and not child._is_interpolation() and not child._is_none():
-            if not child._is_missing():
-                yield from _references(child)
+            yield from () if child._is_missing() else _references(child)
         elif child is not None and child._is_interpolation():
             yield from REFERENCE.findall(str(child._value()))

@@ -1,4 +1,4 @@
-"""The words of a command line: what Hydra cannot read is refused with the form that it can, or with the nearest name."""
+"""A command line that Hydra cannot read is answered with the form that it can read, or with the nearest name."""
 
 from __future__ import annotations
 

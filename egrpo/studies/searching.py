@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from egrpo.base.errors import UserError
@@ -66,14 +68,16 @@ def storage_of(choice: str, folder: Path) -> Any:
         choice = "sqlite"
     try:
         if choice == "journal":
-            return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+            return JournalStorage(JournalFileBackend(str(journal)))
         if choice == "sqlite" or "://" in choice:
             storage = f"sqlite:///{database}" if choice == "sqlite" else choice
             return optuna.storages.get_storage(storage)
     except Exception as error:  # of the database's driver, the file's format, the connection
         where = {"journal": journal, "sqlite": database}.get(choice, "storage")
         raise UserError(f"{where}: the search's trials cannot be read: {str(error).splitlines()[0]}") from error
-    raise UserError(f"storage={choice}: choose journal or sqlite, or give an address such as postgresql://USER@HOST/NAME")
+    raise UserError(
+        f"storage={choice}: choose journal or sqlite, or give an address such as postgresql://USER@HOST/NAME"
+    )
 
 
 def take_up(study: optuna.Study) -> None:

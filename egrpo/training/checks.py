@@ -60,7 +60,9 @@ def rollouts_under(usual: RolloutSettings, changes: Mapping[str, Mapping[str, An
             raise UserError(f"also_validate.{name}={changed}: give settings of the rollout, such as {{cot: false}}")
         unknown = sorted({str(key) for key in changed} - names)
         if unknown:
-            raise UserError(f"also_validate.{name}.{unknown[0]}: there is no such setting; {nearest(unknown[0], names)}")
+            raise UserError(
+                f"also_validate.{name}.{unknown[0]}: there is no such setting; {nearest(unknown[0], names)}"
+            )
     return {name: replace(usual, **{str(k): v for k, v in c.items()}) for name, c in changes.items()}
 
 
@@ -90,11 +92,15 @@ def check_devices(settings: Mapping[str, Any]) -> None:
     kinds = {kind: AcceleratorRegistry[kind]["accelerator"] for kind in AcceleratorRegistry.available_accelerators()}
     there = sorted(kind for kind, accelerator in kinds.items() if accelerator.is_available())
     if name not in ("auto", "gpu", *kinds):
-        raise UserError(f"trainer.accelerator={name}: there is no such accelerator; choose auto, gpu, {', '.join(kinds)}")
+        raise UserError(
+            f"trainer.accelerator={name}: there is no such accelerator; choose auto, gpu, {', '.join(kinds)}"
+        )
     gpu = next((kind for kind in ("cuda", "mps") if kind in there), None)
     kind = (gpu or ("cpu" if name == "auto" else None)) if name in ("auto", "gpu") else name
     if kind not in there:
-        raise UserError(f"trainer.accelerator={name}: this machine has none (it has {', '.join(there)}); give auto or cpu")
+        raise UserError(
+            f"trainer.accelerator={name}: this machine has none (it has {', '.join(there)}); give auto or cpu"
+        )
     if kind == "cpu":
         return
     count = kinds[kind].auto_device_count()

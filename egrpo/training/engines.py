@@ -121,7 +121,7 @@ class Engine:
         if bool(norm.isfinite()):
             optimizer.step()
             optimizer.zero_grad()
-        elif scale > 1:  # the scale's overflow, perhaps, not the run's
+        elif scaler is not None and scale > 1:  # the scale's overflow, perhaps, not the run's
             scaler.unscale_(optimizer.optimizer)
             scaler.update()
             optimizer.zero_grad()

@@ -281,7 +281,9 @@ class GRPOModule(LightningModule):
         norm = self.engine.apply(self.objective.max_grad_norm)
         self.engine.weights_changed()
         if norm is not None and self.engine.lowered_scale:
-            log.warning("step %d: the gradient overflowed in float16, so no step was taken; the loss scale is halved", step)
+            log.warning(
+                "step %d: the gradient overflowed in float16, so no step was taken; the loss scale is halved", step
+            )
             return norm
         if norm is None or not bool(norm.isfinite()):
             raise TrainingError(

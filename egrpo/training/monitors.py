@@ -1,4 +1,4 @@
-"""Callbacks that watch a metric, such as the best checkpoint: a name that no metric has would keep nothing, silently."""
+"""Callbacks that watch a metric, such as the best checkpoint: they keep nothing where no metric has that name."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def check_monitors(callbacks: Iterable[Callback], known: Collection[str]) -> Non
     """
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor.startswith("val/") and not monitor.startswith(BENCHMARK):
-            if monitor not in known:
-                raise _unknown(callback, monitor, known)
+        ours = isinstance(monitor, str) and monitor.startswith("val/") and not monitor.startswith(BENCHMARK)
+        if ours and monitor not in known:
+            raise _unknown(callback, str(monitor), known)
 
 
 class FirstMetrics(Callback):
@@ -58,9 +58,9 @@ class FirstMetrics(Callback):
     def _check(self, trainer: Trainer, concerns: Any) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             monitor = getattr(callback, "monitor", None)
-            if isinstance(monitor, str) and monitor not in OWN and concerns(monitor):
-                if monitor not in trainer.callback_metrics:
-                    raise _unknown(callback, monitor, list(trainer.callback_metrics))
+            watched = isinstance(monitor, str) and monitor not in OWN and concerns(monitor)
+            if watched and monitor not in trainer.callback_metrics:
+                raise _unknown(callback, str(monitor), list(trainer.callback_metrics))
 
 
 def _unknown(callback: Callback, monitor: str, known: Collection[str]) -> UserError:

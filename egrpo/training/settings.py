@@ -154,6 +154,8 @@ class Objective:
                     f"objective.{name}={value}: give a distance from ratio 1, such as 0.2, or null for none"
                 )
         if not 0 <= self.beta < float("inf"):
-            raise ValueError(f"objective.beta={self.beta}: it weighs a divergence and must be a number from 0 on, not negative")
+            raise ValueError(
+                f"objective.beta={self.beta}: it weighs a divergence and must be a number from 0 on, not negative"
+            )
         if not 0 < self.max_grad_norm < float("inf"):
             raise ValueError(f"objective.max_grad_norm={self.max_grad_norm}: it must be a finite number above 0")

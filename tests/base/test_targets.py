@@ -36,7 +36,7 @@ def test_foreign_files_are_refused_and_left(tmp_path):
 
 def test_another_commands_folder_a_file_and_a_sign(tmp_path):
     claim_target(tmp_path / "a", "target", "convert")
-    with pytest.raises(UserError, match="was made by egrpo.convert: name another folder"):
+    with pytest.raises(UserError, match=r"was made by egrpo.convert: name another folder"):
         claim_target(tmp_path / "a", "target", "export")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file: name a folder"):
@@ -70,7 +70,7 @@ def test_convert_leaves_a_foreign_target_alone(tmp_path):
     cfg = OmegaConf.create(
         {"kind": {"_target_": "builtins.print"}, "source": str(tmp_path / "source"), "target": str(tmp_path)}
     )
-    with pytest.raises(UserError, match="holds files that egrpo.convert did not make"):
+    with pytest.raises(UserError, match=r"holds files that egrpo.convert did not make"):
         convert(cfg)
     cfg.source = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"source=.*nowhere does not exist"):
@@ -81,7 +81,11 @@ def test_export_leaves_a_foreign_target_alone(tmp_path, monkeypatch):
     def written(*_: object) -> None:
         raise AssertionError("written")
 
-    for name, value in (("run_config", None), ("find_checkpoint", None), ("policy_of_run", SimpleNamespace(export=written))):
+    for name, value in (
+        ("run_config", None),
+        ("find_checkpoint", None),
+        ("policy_of_run", SimpleNamespace(export=written)),
+    ):
         monkeypatch.setattr(f"egrpo.export.{name}", lambda *_, value=value: value)
     (tmp_path / "model.safetensors").write_text("mine")
     cfg = OmegaConf.create({"run": str(tmp_path), "checkpoint": "last", "target": str(tmp_path)})

@@ -14,7 +14,6 @@ from egrpo.base.errors import UserError
 from egrpo.settings import check_settings
 from tests.conf.helpers import CONF, EXPERIMENTS, ROOTS, composed, root_of
 
-
 PARSER = OverridesParser.create()
 whole = cache(composed)  # composing takes most of the time
 

@@ -14,8 +14,31 @@ PARSER = OverridesParser.create()
     "value",
     [
         *(None, True, False, 0, -3, 1e-5, 1e22, 0.3, "", "plain", "null", "True", "nan", "12", "1e3", "a,b", "a, b"),
-        *("{x: 1}", "[a]", "it's", 'say "so"', "a=b", "#", "~/x", "tail\\", "it\\'s", "a\\b", "a b", "(x", ";", "ü", "%"),
-        *([], ["a", None, 1.5], ["a,b", "c'd"], {"cot": False, "system": "a: b"}, [["text"], ["image"]], "outputs/a-b.c"),
+        *(
+            "{x: 1}",
+            "[a]",
+            "it's",
+            'say "so"',
+            "a=b",
+            "#",
+            "~/x",
+            "tail\\",
+            "it\\'s",
+            "a\\b",
+            "a b",
+            "(x",
+            ";",
+            "ü",
+            "%",
+        ),
+        *(
+            [],
+            ["a", None, 1.5],
+            ["a,b", "c'd"],
+            {"cot": False, "system": "a: b"},
+            [["text"], ["image"]],
+            "outputs/a-b.c",
+        ),
     ],
 )
 def test_round_trip(value):

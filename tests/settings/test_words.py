@@ -26,10 +26,16 @@ def said(*overrides: str) -> str:
     "override, sentence",
     [
         ("objective.bta=1", "objective.bta: there is no such setting; did you mean objective.beta?"),
-        ("optimizer.weigth_decay=1", "optimizer.weigth_decay: there is no such setting; did you mean optimizer.weight_decay?"),
+        (
+            "optimizer.weigth_decay=1",
+            "optimizer.weigth_decay: there is no such setting; did you mean optimizer.weight_decay?",
+        ),
         ("optimzer=adamw", "optimzer: there is no such setting; did you mean optimizer?"),
         ("trainer.max_step=1", "trainer.max_step: there is no such setting; did you mean trainer.max_steps?"),
-        ("trainer.fast_dev_runs=1", "trainer.fast_dev_runs: there is no such setting; did you mean trainer.fast_dev_run?"),
+        (
+            "trainer.fast_dev_runs=1",
+            "trainer.fast_dev_runs: there is no such setting; did you mean trainer.fast_dev_run?",
+        ),
         ("~modl", "modl: there is no such setting; did you mean model?"),
         ("~reward.orm", "reward.orm: this run has no such entry in reward, so there is nothing to leave out"),
         (

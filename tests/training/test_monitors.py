@@ -18,7 +18,9 @@ def test_a_misspelt_metric_of_the_validation_is_refused_before_anything_is_measu
     with pytest.raises(UserError) as caught:
         runs.run(tmp_path, "callbacks.best.monitor=val/rewardd")
     said = str(caught.value)
-    assert said.startswith("ModelCheckpoint watches monitor=val/rewardd, which no metric is called; did you mean val/reward?")
+    assert said.startswith(
+        "ModelCheckpoint watches monitor=val/rewardd, which no metric is called; did you mean val/reward?"
+    )
     for name in ("val/oracle", "val/strict", "val/reward/brightness", "val/strict/seen", "val/reward/unseen_prompt"):
         assert name in said
     assert not (tmp_path / "checkpoints").exists()
@@ -26,7 +28,9 @@ def test_a_misspelt_metric_of_the_validation_is_refused_before_anything_is_measu
 
 def test_a_misspelt_metric_of_training_is_refused_after_the_first_step(runs, tmp_path):
     more = ["trainer.limit_val_batches=0", "callbacks.best.monitor=train/rewardd", "trainer.max_steps=2"]
-    with pytest.raises(UserError, match=r"monitor=train/rewardd, which no metric is called; did you mean train/reward\?"):
+    with pytest.raises(
+        UserError, match=r"monitor=train/rewardd, which no metric is called; did you mean train/reward\?"
+    ):
         runs.run(tmp_path, *more)
 
 
