@@ -1,6 +1,6 @@
 """`python -m egrpo.search`: settings sought by Optuna, with training runs that any other run could be.
 
-Leaves in its folder: search.journal (all trials; a search that is started again resumes, and so do its unfinished runs),
+Leaves in its folder: search.journal (all trials; a search that is started again resumes, and so do unfinished runs),
 trials.csv, best.yaml, and a folder a trial. Optuna drives the runs from outside, so that its version is its own matter.
 """
 

@@ -40,7 +40,7 @@ def check_settings(cfg: DictConfig, root: str) -> None:
         root: The command's yaml, as "train"; for another one, names outside of nodes with a `_target_` go unchecked.
 
     Raises:
-        UserError: names every unknown key with the nearest one, and every wrong value with what is allowed, a line each.
+        UserError: names every unknown key with the nearest one, every wrong value with what is allowed; a line each.
     """
     check = Check(set(_references(cfg)))
     check.node(cfg, "", known_settings(root))
