@@ -31,6 +31,7 @@ def analyze(cfg: DictConfig) -> None:
     processes = number_of_processes(cfg.processes, cfg.model_device)
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     description(cfg, work, overrides)  # a wrong name is told before hours of drawing
+    instantiate(cfg.logger)  # and so is a tracker that cannot be used
     with alone(folder, "the study in"):
         claim(folder, decisive(work))
         save_config(cfg, folder)

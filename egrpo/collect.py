@@ -13,6 +13,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from egrpo.analysis.resampling import Bootstrap
+from egrpo.base.targets import claim_target
 from egrpo.entry import run
 from egrpo.provenance import write_json
 from egrpo.studies.compare import baseline_of, compare, matching
@@ -20,6 +21,8 @@ from egrpo.studies.figures import draw_all
 from egrpo.studies.runs import FINISHED, Run, read_runs
 from egrpo.studies.table import run_table, varied_settings
 from egrpo.studies.text import counts, fragment, left_out, verdict
+
+WRITTEN = ("runs.csv", "results.json", "table.md", "figures")
 
 
 def collect(cfg: DictConfig) -> None:
@@ -32,7 +35,7 @@ def collect(cfg: DictConfig) -> None:
     measures = list(dict.fromkeys([cfg.judge, *matching(list(table.columns), list(cfg.measures))]))
     bootstrap = Bootstrap(cfg.resamples, cfg.seed)
     compared = compare(table, measures, baseline, bootstrap)
-    target.mkdir(parents=True, exist_ok=True)
+    claim_target(target, "target", "collect", names=WRITTEN, signs=("results.json",))
     table.round(6).to_csv(target / "runs.csv", index=False)
     text = fragment(compared, baseline, cfg.judge, table)
     (target / "table.md").write_text(text)

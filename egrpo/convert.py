@@ -7,12 +7,18 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from egrpo.base.errors import UserError
+from egrpo.base.targets import claim_target
 from egrpo.entry import run
 
 
 def convert(cfg: DictConfig) -> None:
     """Converts, and prints one line: tensors, parameters, dtype, target."""
-    print(instantiate(cfg.kind)(Path(cfg.source).expanduser(), Path(cfg.target).expanduser()))
+    source, target = Path(cfg.source).expanduser(), Path(cfg.target).expanduser()
+    if not source.exists():
+        raise UserError(f"source={source} does not exist: give the official file, or the folder that holds it")
+    claim_target(target, "target", "convert")
+    print(instantiate(cfg.kind)(source, target))
 
 
 if __name__ == "__main__":

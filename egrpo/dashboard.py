@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import wandb
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.base.targets import claim_file
+from egrpo.base.trackers import check_key
 from egrpo.entry import run
 from egrpo.provenance import write_json
 from egrpo.studies.workspace import build_workspace, description
@@ -25,30 +26,19 @@ def dashboard(cfg: DictConfig) -> None:
     sections = cast(dict[str, Any], OmegaConf.to_container(cfg.sections))
     workspace = build_workspace(cfg.study, cfg.entity, cfg.project, cfg.group_by, list(cfg.columns), sections)
     target = Path(cfg.target)
+    claim_file(target, "target", "spec")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, description(workspace))
     panels = sum(len(metrics) for metrics in sections.values())
     print(f"{len(sections)} sections, {panels} panels: {', '.join(sections)}")
     if cfg.upload:
-        check_key()
+        check_key("upload=true")
         print(f"saved: {workspace.save().url}")
     else:
         print("not sent to W&B. With a key (`wandb login`), send the runs and then the workspace:")
         print(f"  wandb sync outputs/studies/{cfg.study}/*/*/wandb/offline-run-*")
         print(f"  python -m egrpo.dashboard study={cfg.study} entity={cfg.entity} project={cfg.project} upload=true")
     print(target)
-
-
-def check_key() -> None:
-    """Whether W&B lets us in.
-
-    Raises:
-        ValueError: there is no key.
-    """
-    try:
-        wandb.Api()
-    except wandb.errors.UsageError as error:
-        raise ValueError("upload=true needs a W&B key: run `wandb login`, or set WANDB_API_KEY, then again") from error
 
 
 if __name__ == "__main__":

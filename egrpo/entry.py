@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from egrpo import distributed
 from egrpo.launch import LaunchError, in_sweep, is_from_launcher, prepare_rank
 from egrpo.paths import config_dir
+from egrpo.settings import check_folder, check_settings, check_words, explained
 
 # Errors whose message is written for the user; all others keep their traceback.
 EXPECTED = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
@@ -35,6 +36,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, folder: str = "") -
 
     `folder`, within `conf`, is for a root with a key that is named like a group: Hydra would take its override for one.
     """
+    root = f"{folder}/{config_name}".lstrip("/")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; telling them is our part
 
     @functools.wraps(task)
@@ -42,6 +44,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str, folder: str = "") -
         _quieten()
         try:
             (_job_folder() / "error.txt").unlink(missing_ok=True)
+            check_folder()
+            check_settings(cfg, root)
             return task(cfg)
         except Exception as error:
             if not isinstance(error, LaunchError):
@@ -57,7 +61,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str, folder: str = "") -
     prepare_rank()
     entry = hydra.main(version_base="1.3", config_path=str(Path(config_dir()) / folder), config_name=config_name)(job)
     try:
+        check_words(sys.argv[1:])
         entry()
+    except HydraException as error:
+        end(explained(error, root))
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise  # Lightning makes one of a KeyboardInterrupt

@@ -29,6 +29,7 @@ def evaluate(cfg: DictConfig) -> None:
     """Draws what is missing, scores, reads official results back, prints and logs the table."""
     torch.set_num_threads(cfg.threads)
     folder, benchmark = Path(cfg.run_dir), cast(Benchmark, instantiate(cfg.benchmark))
+    instantiate(cfg.logger)  # a tracker that cannot be used says so before anything is drawn
     benchmark.items()  # first: bad prompts are told before any model is loaded
     others = compared(cfg.compare, benchmark)
     scores: dict[int, Scores] = {}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from egrpo.base.targets import claim_target
 from egrpo.checkpoints import find_checkpoint
 from egrpo.entry import run
-from egrpo.policies import policy_of_run, run_config, save_settings
+from egrpo.policies import EXPORTED, policy_of_run, run_config, save_settings
 
 
 def export(cfg: DictConfig) -> None:
@@ -16,11 +17,13 @@ def export(cfg: DictConfig) -> None:
     folder = Path(cfg.run)
     run_config(folder)
     checkpoint = find_checkpoint(folder, cfg.checkpoint)
+    target = Path(cfg.target).expanduser()
     policy = policy_of_run(folder, checkpoint)
-    policy.export(cfg.target)
-    save_settings(folder, Path(cfg.target))
+    claim_target(target, "target", "export", signs=(EXPORTED,))
+    policy.export(target)
+    save_settings(folder, target)
     print(f"exported {checkpoint}")
-    print(cfg.target)
+    print(target)
 
 
 if __name__ == "__main__":

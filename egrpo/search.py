@@ -1,11 +1,12 @@
 """`python -m egrpo.search`: settings sought by Optuna, with training runs that any other run could be.
 
-Leaves in its folder: search.db (all trials; a search that is started again goes on, and so do its unfinished runs),
+Leaves in its folder: search.journal (all trials; a search that is started again resumes, and so do unfinished runs),
 trials.csv, best.yaml, and a folder a trial. Optuna drives the runs from outside, so that its version is its own matter.
 """
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
 from egrpo.analysis.storage import alone
+from egrpo.base.targets import claim_target
 from egrpo.entry import run
-from egrpo.studies.searching import folder_of, one_trial, suggest, take_up
+from egrpo.settings import override
+from egrpo.studies.searching import DATABASE, JOURNAL, folder_of, one_trial, storage_of, suggest, take_up
 from egrpo.studies.trials import TrialError, Trials
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -33,11 +36,11 @@ def search(cfg: DictConfig) -> None:
     trials = Trials(folder, list(cfg.overrides), list(cfg.seeds), cfg.score, cfg.threads)
     suggest(optuna.trial.FixedTrial({k: _some(v) for k, v in space.items()}), space)  # a wrong space is told now
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    claim_target(folder, "folder", "search", names=("trials.csv", "best.yaml"), signs=(JOURNAL, DATABASE))
     with alone(folder, "the search in"):
-        storage = f"sqlite:///{folder / 'search.db'}"
         study = optuna.create_study(
             study_name=cfg.name,
-            storage=storage,
+            storage=storage_of(cfg.storage, folder),
             direction="maximize",
             load_if_exists=True,
             sampler=instantiate(cfg.sampler),
@@ -60,12 +63,12 @@ def report(study: optuna.Study, cfg: DictConfig) -> None:
     if not study.get_trials(states=(TrialState.COMPLETE,)):
         raise ValueError(f"folder={folder}: no trial came to its end; {folder / 'trials.csv'} lists them")
     best = study.best_trial
-    chosen = [f"{cfg.space[name].key}={value}" for name, value in best.params.items()]
+    chosen = [override(cfg.space[name].key, value) for name, value in best.params.items()]
     found = {"trial": folder_of(best), "score": best.value, "overrides": [*cfg.overrides, *chosen]}
     OmegaConf.save(OmegaConf.create(found), folder / "best.yaml")
-    print(f"best: {folder_of(best)}, {cfg.score} {best.value:.4f}: {' '.join(chosen)}")
+    print(f"best: {folder_of(best)}, {cfg.score} {best.value:.4f}: {shlex.join(chosen)}")
     print("The best of many looks better than it is. Seeds that the search has not seen tell what it is worth:")
-    print(f"  python -m egrpo.train -m {' '.join([*cfg.overrides, *chosen])} seed=0,1,2,3,4")
+    print(f"  python -m egrpo.train -m {shlex.join([*cfg.overrides, *chosen])} seed=0,1,2,3,4")
 
 
 def _some(entry: dict[str, Any]) -> Any:

@@ -23,9 +23,17 @@ from egrpo.entry import composition, run, save_config
 from egrpo.launch import last_of_restart, launch
 from egrpo.provenance import provenance
 from egrpo.training import GRPOModule, MetricsFile
-from egrpo.training.checks import check_entropy_policy, check_optimizer, check_share, check_trainer, rollouts_under
+from egrpo.training.checks import (
+    check_devices,
+    check_entropy_policy,
+    check_optimizer,
+    check_share,
+    check_trainer,
+    rollouts_under,
+)
+from egrpo.training.monitors import FirstMetrics, check_monitors, validated_names
 from egrpo.training.outcome import measure_trained, measure_under, measure_untouched, report_run
-from egrpo.training.resume import changed_settings, is_finished, last_state, told_settings
+from egrpo.training.resume import changed_settings, is_finished, keep_inputs, last_state, told_settings
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +42,7 @@ def train(cfg: DictConfig) -> None:
     """One run: read prompts, build, validate, fit, validate again, report."""
     start, origin = time.monotonic(), provenance()
     check_trainer(cfg.trainer)
+    check_devices(cfg.trainer)
     if launch(cfg):
         return
     distributed.connect()
@@ -57,11 +66,15 @@ def train(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.threads)
     seed_everything(cfg.seed, verbose=False)
     data: LightningDataModule = instantiate(cfg.data)  # first: bad prompts are told before any model is loaded
+    if distributed.rank() == 0:
+        keep_inputs(cfg, folder)
     module = build_module(cfg)
-    also = rollouts_under(module.rollout_settings, cfg.also_validate)
+    also = rollouts_under(module.rollout_settings, cfg.also_validate or {})
     check_share(data, module.rollout_settings, distributed.world_size())
     loggers: list[Logger] = [MetricsFile(str(folder), resume=resumed), *instantiate(cfg.logger).values()]
     callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
+    check_monitors(callbacks, validated_names(module, data))
+    callbacks.append(FirstMetrics())
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
     for logger in loggers:
         logger.log_hyperparams(told_settings(settings))
@@ -81,10 +94,25 @@ def train(cfg: DictConfig) -> None:
 
 def build_module(cfg: DictConfig) -> GRPOModule:
     """The LightningModule, rewards loaded, settings checked; the policy is built when the trainer is ready."""
-    module: GRPOModule = instantiate(cfg.module, _convert_="object")
+    module: GRPOModule = instantiate(without_idle_rewards(cfg).module, _convert_="object")
     check_entropy_policy(module.entropy_policy)
     check_optimizer(module.make_optimizer, module.make_scheduler)
     return module
+
+
+def without_idle_rewards(cfg: DictConfig) -> DictConfig:
+    """The configuration with rewards of weight 0 left out, whose models would be loaded and run for nothing.
+
+    Where no other is left, all stay, for the ensemble to refuse.
+    """
+    weights = {name: node.get("weight") for name, node in cfg.reward.items() if node is not None}
+    idle = [name for name, weight in weights.items() if weight == 0]
+    if not idle or len(idle) == len(weights):
+        return cfg
+    cfg = cfg.copy()
+    for name in idle:
+        cfg.reward[name] = None
+    return cfg
 
 
 def close_wandb() -> None:

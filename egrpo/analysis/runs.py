@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from egrpo.analysis.work import Setting
+from egrpo.settings import override
 
 LOG = "training.log"  # what a training prints, in its run's folder
 FINISHED = "summary.json"  # what a run leaves last
@@ -65,8 +66,8 @@ def _waiting_lock(folder: Path, name: str) -> Iterator[int]:
 def _start(name: str, folder: Path, overrides: Sequence[str] | None, threads: int, lock: int) -> subprocess.Popen:
     """Starts a training, from its last checkpoint where there is one."""
     last = folder / "checkpoints" / "last.ckpt"
-    resume = [f"ckpt_path={last}"] if last.exists() else []
-    command = [sys.executable, "-m", "egrpo.train", *(overrides or []), *resume, f"hydra.run.dir={folder}"]
+    resume = [override("ckpt_path", str(last))] if last.exists() else []
+    command = [sys.executable, "-m", "egrpo.train", *(overrides or []), *resume, override("hydra.run.dir", str(folder))]
     told = shlex.join(["python", *command[1:]])
     print(f"setting {name}: {'goes on with' if resume else 'first trains'} its run: {told}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

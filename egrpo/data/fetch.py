@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,8 @@ def fetch_prompts(url: str, path: Path, sha256: str | None = None) -> None:
     try:
         answer = httpx.get(url, timeout=TIMEOUT, follow_redirects=True).raise_for_status()
     except httpx.HTTPError as error:
+        if path.exists():
+            return  # another rank has fetched it meanwhile
         fault = f"is missing and could not be fetched from {url} ({type(error).__name__}: {error})"
         raise PromptFileError(path, [(0, fault, by_hand)]) from error
     found = hashlib.sha256(answer.content).hexdigest()
@@ -34,6 +37,10 @@ def fetch_prompts(url: str, path: Path, sha256: str | None = None) -> None:
         fault = f"is missing, and what {url} gives is not the published file (SHA-256 {found}, wanted {sha256})"
         raise PromptFileError(path, [(0, fault, by_hand)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(answer.content)
-    partial.replace(path)
+    # A name of its own: the ranks of a run fetch at once, on one disk or on several.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(answer.content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -109,7 +109,7 @@ def read_architecture(cfg: DictConfig) -> Architecture:
         policy = MetaPolicy(model)
         if cfg.model.get("adapter") is not None:
             instantiate(cfg.model.adapter, _convert_="object")(policy)
-        reference = instantiate(cfg.reference, _convert_="object")(policy)
+        reference = instantiate(cfg.reference, _convert_="object")(policy) if cfg.objective.beta else None
     compute = getattr(torch, MIXED_PRECISIONS[precision]) if precision in MIXED_PRECISIONS else dtype
     return count(
         policy,

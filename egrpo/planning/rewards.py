@@ -36,7 +36,8 @@ def read_rewards(cfg: DictConfig, images: int) -> list[RewardModel]:
         ValueError: a reward names a folder that is not there, and no size of such a model is published.
     """
     found = []
-    nodes = [(f"reward.{name}.reward", name, node.get("reward")) for name, node in cfg.reward.items()]
+    used = {name: node for name, node in cfg.reward.items() if node is not None and node.get("weight") != 0}
+    nodes = [(f"reward.{name}.reward", name, node.get("reward")) for name, node in used.items()]
     nodes += [(f"judge.{name}", str(name), node) for name, node in cfg.judge.items()]
     for place, name, node in nodes:
         if node is None or "path" not in node or str(node.get("device", "cpu")) == "cpu":

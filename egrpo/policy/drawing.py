@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egrpo.base.errors import UserError
+
+# Beyond these, logits become infinite or 0 in float32, and what is drawn says nothing about the model.
+TEMPERATURES = (1e-4, 1e4)
+MAX_GUIDANCE = 1000.0
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -37,10 +43,14 @@ class Drawing:
     record_guided: bool = False
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be above 0, not {self.temperature}; for the most likely tokens use greedy"
+        low, high = TEMPERATURES
+        if not low <= self.temperature <= high:
+            raise UserError(
+                f"temperature must be above 0, from {low:g} to {high:g}, not {self.temperature}; for the most likely "
+                "tokens use greedy"
             )
+        if not 0 <= self.cfg_weight <= MAX_GUIDANCE:
+            raise UserError(f"cfg_weight={self.cfg_weight}: give a number from 0 to {MAX_GUIDANCE:g}; 1 = no guidance")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"rollout.top_k={self.top_k}: give at least 1, or null for all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:

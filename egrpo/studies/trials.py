@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from egrpo.settings import override
 from egrpo.studies.runs import read_metrics
 from egrpo.training.resume import SUMMARY
 
@@ -59,7 +60,7 @@ class Trials:
         scores = []
         for at, seed in enumerate(self.seeds):
             folder = self.folder / name / f"seed_{seed}"
-            words = [*self.overrides, *(f"{key}={value}" for key, value in chosen.items()), f"seed={seed}"]
+            words = [*self.overrides, *(override(key, value) for key, value in chosen.items()), f"seed={seed}"]
             if not self._train(folder, words, lambda value, step, at=at: stop(value, at * SEED_STEP + step)):  # type: ignore[misc]
                 return None
             scores.append(self._score(folder))
@@ -68,7 +69,7 @@ class Trials:
     def _train(self, folder: Path, words: Sequence[str], stop: Callable[[float, int], bool]) -> bool:
         """Whether the run came to its end."""
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "egrpo.train", *words, "go_on=true", f"hydra.run.dir={folder}"]
+        command = [sys.executable, "-m", "egrpo.train", *words, "go_on=true", override("hydra.run.dir", str(folder))]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
 
+from egrpo.base.errors import UserError
 from egrpo.data.datamodule import check_prompts_per_step, check_samples_per_step
+from egrpo.settings.check import nearest
 from egrpo.training.settings import RolloutSettings
 
 
@@ -53,9 +56,13 @@ def rollouts_under(usual: RolloutSettings, changes: Mapping[str, Mapping[str, An
     """
     names = {field.name for field in fields(RolloutSettings)}
     for name, changed in changes.items():
+        if not isinstance(changed, Mapping):
+            raise UserError(f"also_validate.{name}={changed}: give settings of the rollout, such as {{cot: false}}")
         unknown = sorted({str(key) for key in changed} - names)
         if unknown:
-            raise ValueError(f"also_validate.{name}.{unknown[0]}: there is no such setting; choose of {sorted(names)}")
+            raise UserError(
+                f"also_validate.{name}.{unknown[0]}: there is no such setting; {nearest(unknown[0], names)}"
+            )
     return {name: replace(usual, **{str(k): v for k, v in c.items()}) for name, c in changes.items()}
 
 
@@ -73,6 +80,33 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         )
     if (norm := settings.get("gradient_clip_val")) is not None:
         raise ValueError(f"trainer.gradient_clip_val={norm}: set objective.max_grad_norm={norm} in its place")
+
+
+def check_devices(settings: Mapping[str, Any]) -> None:
+    """Whether this machine has the accelerator and the devices that the trainer is to use.
+
+    Raises:
+        UserError: it has not.
+    """
+    name, devices = str(settings.get("accelerator") or "auto"), settings.get("devices")
+    kinds = {kind: AcceleratorRegistry[kind]["accelerator"] for kind in AcceleratorRegistry.available_accelerators()}
+    there = sorted(kind for kind, accelerator in kinds.items() if accelerator.is_available())
+    if name not in ("auto", "gpu", *kinds):
+        raise UserError(
+            f"trainer.accelerator={name}: there is no such accelerator; choose auto, gpu, {', '.join(kinds)}"
+        )
+    gpu = next((kind for kind in ("cuda", "mps") if kind in there), None)
+    kind = (gpu or ("cpu" if name == "auto" else None)) if name in ("auto", "gpu") else name
+    if kind not in there:
+        raise UserError(
+            f"trainer.accelerator={name}: this machine has none (it has {', '.join(there)}); give auto or cpu"
+        )
+    if kind == "cpu":
+        return
+    count = kinds[kind].auto_device_count()
+    wanted = [devices - 1] if isinstance(devices, int) else devices if isinstance(devices, Sequence) else []
+    if not isinstance(wanted, str) and any(isinstance(number, int) and number >= count for number in wanted):
+        raise UserError(f"trainer.devices={devices}: this machine has {count} of kind {kind}")
 
 
 def _told(group: str, part: Callable[..., Any], *arguments: Any) -> Any:

@@ -37,6 +37,7 @@ class Engine:
 
     lockstep: Lockstep = ALONE  # of scoring
     passes_by_segment = True  # whether plans and images may have backward passes of their own
+    lowered_scale = False  # whether the last `apply` took no step because 16-mixed's loss scale was too high
     loss_scale = 1.0  # what losses are multiplied by before the backward pass
 
     def __init__(self, module: Any) -> None:
@@ -113,10 +114,18 @@ class Engine:
         optimizer: Any = self.module.optimizers()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         add_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        scaler = getattr(getattr(self.module._trainer, "precision_plugin", None), "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()  # 16-mixed: gradients are those of the loss times this
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm * scale) / scale
+        self.lowered_scale = False
         if bool(norm.isfinite()):
             optimizer.step()
             optimizer.zero_grad()
+        elif scaler is not None and scale > 1:  # the scale's overflow, perhaps, not the run's
+            scaler.unscale_(optimizer.optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            self.lowered_scale = True
         return norm
 
 

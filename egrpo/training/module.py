@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -29,13 +30,15 @@ from egrpo.training.validation import Validation
 from egrpo.training.whole_batch import own_tokens, whole_rollout, whole_table
 from egrpo.types import PromptRecord, RewardTable, Rollout, TokenScores
 
+log = logging.getLogger(__name__)
+
 
 class GRPOModule(LightningModule):
     """Trains a policy with group-relative advantages that an entropy policy turns into token advantages.
 
     Args:
         policy: Builds the policy (called once, when the trainer is ready).
-        reference: Builds the frozen reference from the fresh policy.
+        reference: Builds the frozen reference from the fresh policy; not called where `objective.beta` is 0.
         rewards: What is optimised.
         entropy_policy: (advantages, entropy, mask, is_image) -> (token advantages, metrics).
         optimizer: Takes the trainable parameters.
@@ -85,7 +88,8 @@ class GRPOModule(LightningModule):
         with self.engine.building():
             self.policy = self.make_policy()
             self.policy.lockstep = self.engine.lockstep
-            self.reference = self.make_reference(self.policy)
+            if self.objective.beta:  # without a KL term nothing asks for it
+                self.reference = self.make_reference(self.policy)
         self.engine.divide(self.policy, self.reference)
         self.policy.train()  # transformers loads in evaluation mode, where gradient checkpointing stays off
         distributed.seed_this_rank(self.seed)
@@ -121,6 +125,8 @@ class GRPOModule(LightningModule):
         mixed = self.rewards.mix(whole_rewards, settings.group_size)
         advantages = group_advantages(mixed, settings.group_size).to(self.device)
         metrics = self.update(rollout, advantages, ref_logps)
+        if self.reference is None:
+            del metrics["kl"]  # it would be measured against the policy itself
         self.last_rollout = (grouped, rollout, table)
         whole = whole_rollout(rollout)
         metrics |= rollout_metrics(whole, whole_rewards, mixed, settings.group_size)
@@ -163,7 +169,9 @@ class GRPOModule(LightningModule):
 
     @torch.no_grad()
     def reference_logps(self, rollout: Rollout) -> Tensor:
-        """[N, T] of the frozen reference, a micro-batch at a time."""
+        """[N, T] of the frozen reference, a micro-batch at a time; without one (beta 0) those of the sampling."""
+        if self.reference is None:
+            return rollout.sampled.logps
         settings: dict[str, Any] = {"temperature": self.rollout_settings.temperature, "entropy": False}
         found = torch.zeros_like(rollout.sampled.logps)
         reads_policy = getattr(self.reference, "reads_policy", False)
@@ -273,6 +281,11 @@ class GRPOModule(LightningModule):
         step = self.global_step  # which some strategies count on even where they take none
         norm = self.engine.apply(self.objective.max_grad_norm)
         self.engine.weights_changed()
+        if norm is not None and self.engine.lowered_scale:
+            log.warning(
+                "step %d: the gradient overflowed in float16, so no step was taken; the loss scale is halved", step
+            )
+            return norm
         if norm is None or not bool(norm.isfinite()):
             raise TrainingError(
                 f"the gradient norm is {'inf or nan' if norm is None else norm.item()} at step {step}, and "

@@ -9,19 +9,34 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.training.inputs import input_hashes, read_inputs, save_inputs
+
 SUMMARY = "summary.json"  # what a run leaves last
 # What a resumed run may change without a word: nothing that decides what is computed.
 NEVER_TOLD = ("ckpt_path", "run_dir", "threads", "logger", "callbacks", "trainer.enable_progress_bar", "go_on", "study")
+RUN_DEPTH = 3  # folders above a checkpoint in which its run is looked for: RUN/checkpoints/last.ckpt
 REPEATED = ("module", "ensemble")  # what puts the parts together, and so repeats their settings
 FREE = (*NEVER_TOLD, "trainer.max_steps")
 
 
 def changed_settings(cfg: DictConfig, folder: Path) -> list[str]:
-    """What differs from the settings that the run in this folder began with, "name=new (was old)" each.
+    """What differs from the run that `cfg.ckpt_path` belongs to, "name=new (was old)" each, files' contents included.
 
-    A run that goes on with other settings reads like one experiment and is two; what may change freely is left out.
+    A run that resumes with other settings reads like one experiment and is two; what may change freely is left out.
+    The run is the one whose folder holds the checkpoint, else the one in `folder`; without either, nothing is known.
     """
-    return [] if cfg.ckpt_path is None else _differences(cfg, folder, FREE)
+    return [] if cfg.ckpt_path is None else _differences(cfg, folder_of_checkpoint(cfg.ckpt_path) or folder, FREE)
+
+
+def folder_of_checkpoint(ckpt_path: str | Path) -> Path | None:
+    """The folder of the run that a checkpoint lies in; None where no config.yaml is above it."""
+    above = list(Path(ckpt_path).expanduser().absolute().parents)[:RUN_DEPTH]
+    return next((folder for folder in above if (folder / "config.yaml").is_file()), None)
+
+
+def keep_inputs(cfg: DictConfig, folder: Path) -> None:
+    """Records the contents of the files that the settings name, for a later resume."""
+    save_inputs(folder, _input_hashes(cfg))
 
 
 def is_finished(cfg: DictConfig, folder: Path) -> bool:
@@ -75,11 +90,28 @@ def _differences(cfg: DictConfig, folder: Path, free: Sequence[str]) -> list[str
         return []
     containers: Any = [OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(before), cfg)]
     old, new = (decisive_settings(settings, free) for settings in containers)
-    return [
+    told = [
         f"{name}={new.get(name)} (was {old.get(name)})"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        if _or_null(old.get(name)) != _or_null(new.get(name))
     ]
+    was, now = read_inputs(folder), _input_hashes(cfg)
+    return told + [
+        f"the content of {name}={new.get(name)} (SHA-256 {now[name][:12]}, was {was[name][:12]})"
+        for name in sorted(was.keys() & now.keys())
+        if was[name] != now[name] and old.get(name) == new.get(name)
+    ]
+
+
+def _input_hashes(cfg: DictConfig) -> dict[str, str]:
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    own = {name: value for name, value in settings.items() if name not in (*REPEATED, *NEVER_TOLD)}
+    return input_hashes(flat_settings(own))
+
+
+def _or_null(value: Any) -> Any:
+    """An empty mapping and null mean the same."""
+    return None if value == {} else value
 
 
 def _without_place(settings: Mapping[str, Any]) -> dict[str, Any]:

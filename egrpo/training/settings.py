@@ -63,11 +63,7 @@ class RolloutSettings:
                 f"rollout.group_size={self.group_size}: advantages compare the samples of one prompt, so a group needs "
                 "at least 2; set rollout.group_size=8 for the published value"
             )
-        if not 0 <= self.cfg_weight < float("inf"):
-            raise ValueError(f"rollout.cfg_weight={self.cfg_weight}: give a number from 0 on; 1 = no guidance")
-        if self.temperature <= 0:
-            raise ValueError(f"rollout.temperature={self.temperature}: it must be above 0")
-        Drawing(top_k=self.top_k, top_p=self.top_p)  # says which is out of range
+        Drawing(self.temperature, False, self.top_k, self.top_p, self.cfg_weight)  # says which is out of range
         if self.plan_top_k is not None and self.plan_top_k < 1:
             raise ValueError(f"rollout.plan_top_k={self.plan_top_k}: give at least 1, or null for rollout.top_k")
         if self.gather not in ("full", "shard"):
@@ -154,11 +150,13 @@ class Objective:
             raise ValueError(f"objective.token_mean={self.token_mean}: choose batch or sequence")
         for name in ("clip_low", "clip_high"):
             value = getattr(self, name)
-            if value is not None and (value <= 0 or (name == "clip_low" and value >= 1)):
+            if value is not None and not 0 < value < (1 if name == "clip_low" else float("inf")):
                 raise ValueError(
                     f"objective.{name}={value}: give a distance from ratio 1, such as 0.2, or null for none"
                 )
-        if self.beta < 0:
-            raise ValueError(f"objective.beta={self.beta}: it weighs a divergence and must not be negative")
-        if self.max_grad_norm <= 0:
-            raise ValueError(f"objective.max_grad_norm={self.max_grad_norm}: it must be above 0")
+        if not 0 <= self.beta < float("inf"):
+            raise ValueError(
+                f"objective.beta={self.beta}: it weighs a divergence and must be a number from 0 on, not negative"
+            )
+        if not 0 < self.max_grad_norm < float("inf"):
+            raise ValueError(f"objective.max_grad_norm={self.max_grad_norm}: it must be a finite number above 0")

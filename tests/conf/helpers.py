@@ -21,6 +21,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.settings.signatures import parameters_of
+
 CONF = Path(__file__).parents[2] / "conf"
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 EXPERIMENTS = sorted(str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.glob("experiment/**/*.yaml"))
@@ -132,43 +134,21 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from targets(value, f"{path}[{index}]")
 
 
-# Where the `**kwargs` of others' classes go.
-FORWARDED = {
-    "lightning.pytorch.strategies.DDPStrategy": "torch.nn.parallel.DistributedDataParallel",
-    "lightning.pytorch.loggers.WandbLogger": "wandb.init",
-    "lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
-}
-
-
 def check_target(path: str, node: dict[str, Any]) -> None:
     """The target exists, its keyword arguments are ones that it takes, and none that it needs is missing."""
     target = get_object(node["_target_"])
     assert callable(target), f"{path}: {node['_target_']} is not callable"
     given = {key for key in node if key not in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")}
     signature = inspect.signature(target)
-    unknown = given - known_names(node["_target_"], target)
+    parameters = parameters_of(node["_target_"])
+    assert parameters.closed, f"{target} takes any keyword argument, a misspelt one too: add it to FORWARDED"
+    unknown = given - parameters.annotations.keys()
     assert not unknown, f"{path}: {node['_target_']} takes no {sorted(unknown)}"
     named = given & set(signature.parameters)
     if node.get("_partial_"):
         signature.bind_partial(**dict.fromkeys(named))
     else:
         signature.bind(**dict.fromkeys(named))
-
-
-def known_names(name: str, target: Any) -> set[str]:
-    """Names of keyword arguments, `**kwargs` followed: of a class to its bases, of a class method to its class."""
-    parameters = inspect.signature(target).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    names = {p.name for p in parameters if p.kind in kinds}
-    if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return names
-    if name in FORWARDED:
-        return names | known_names(FORWARDED[name], get_object(FORWARDED[name]))
-    if inspect.ismethod(target) and inspect.isclass(target.__self__):
-        return names | known_names("", target.__self__)
-    bases = [base for base in getattr(target, "__mro__", ())[1:-1] if "__init__" in vars(base)]
-    assert bases, f"{target} takes any keyword argument, a misspelt one too: tell in FORWARDED where they go"
-    return names | known_names("", bases[0])
 
 
 def command_module(root: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from egrpo.data import PromptDataModule, read_prompts
+from egrpo.data.fetch import fetch_prompts
 from egrpo.data.reader import PromptFileError
 
 LINE = b'{"prompt": "a cat", "nouns": ["cat"], "task_type": "object"}\n'
@@ -94,3 +96,17 @@ def test_plain_text_is_a_prompt_a_line(tmp_path):
     file.write_text(" \n")
     with pytest.raises(PromptFileError, match="write one prompt a line"):
         read_prompts(file)
+
+
+def test_eight_ranks_fetch_at_once(server, tmp_path, monkeypatch):
+    path, ranks = tmp_path / "prompts.jsonl", 8
+    written, replace = threading.Barrier(ranks), type(path).replace
+
+    def together(self, target):
+        written.wait(10)  # every rank has written, none has put its file in place
+        return replace(self, target)
+
+    monkeypatch.setattr(type(path), "replace", together)
+    with ThreadPoolExecutor(ranks) as pool:
+        list(pool.map(lambda _: fetch_prompts(f"{server[0]}/prompts.json", path, DIGEST), range(ranks)))
+    assert path.read_bytes() == LINE and list(tmp_path.iterdir()) == [path]

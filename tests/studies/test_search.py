@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.trial import FixedTrial, TrialState
 
+from egrpo.base.errors import UserError
 from egrpo.search import report
-from egrpo.studies.searching import one_trial, suggest, take_up
+from egrpo.studies.searching import one_trial, storage_of, suggest, take_up
 from egrpo.studies.trials import TrialError, Trials
 from tests.distributed.ranks import REPO, environment
 
@@ -113,3 +116,91 @@ def test_two_trials_of_one_step_and_nothing_to_do_afterwards(tmp_path):
     assert [run.parent.name for run in runs] == ["trial_0000", "trial_0001"]
     chosen = OmegaConf.load(runs[0] / "config.yaml").optimizer.lr
     assert chosen == pytest.approx(table.params_lr[0])
+
+
+def test_null_and_texts_with_commas_and_braces_reach_training_as_they_are(tmp_path, monkeypatch):
+    chosen = {
+        "rollout.top_k": None,
+        "model.templates.image": "{prompt}, it's {plan}",
+        "entropy_policy.segments": ["text", "image"],
+        "rollout.cot": True,
+        "entropy_policy": "uniform",
+        "study.setting": "null",
+    }
+    started: list[list[str]] = []
+
+    class Finished:
+        returncode = 0
+
+        def __init__(self, command: list[str], **_: Any) -> None:
+            started.append(command)
+
+        def poll(self) -> int:
+            return 0
+
+        wait = poll
+
+    monkeypatch.setattr("egrpo.studies.trials.subprocess.Popen", Finished)
+    folder = tmp_path / "a, b=c"
+    seed = folder / "trial_0000" / "seed_0"
+    seed.mkdir(parents=True)
+    (seed / "summary.json").write_text('{"validation": {"after": {"strict": 0.5}}}')
+    trials = Trials(folder, ["+experiment=shapes_eg_grpo"], [0], "strict", 1)
+    assert trials.run("trial_0000", chosen, lambda value, step: False) == 0.5
+    words = [OverridesParser.create().parse_override(word) for word in started[0][3:]]
+    read = {word.key_or_group: word.value() for word in words}
+    assert read == {**chosen, "experiment": "shapes_eg_grpo", "seed": 0, "go_on": True, "hydra.run.dir": str(seed)}
+
+
+def test_what_was_found_is_printed_for_a_shell(study, tmp_path, capsys):
+    space = {"text": {"key": "study.setting", "choices": ["a, b"]}, "k": {"key": "rollout.top_k", "choices": [None]}}
+    study.optimize(lambda trial: one_trial(trial, Scripted(tmp_path, 0.5), space), 1)
+    report(study, OmegaConf.create({"folder": str(tmp_path), "space": space, "overrides": ["a=1"], "score": "strict"}))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "-m egrpo.train" in line)
+    assert shlex.split(line)[4:] == ["a=1", "study.setting='a, b'", "rollout.top_k=null", "seed=0,1,2,3,4"]
+    assert OmegaConf.load(tmp_path / "best.yaml").overrides == ["a=1", "study.setting='a, b'", "rollout.top_k=null"]
+
+
+@pytest.mark.parametrize(
+    "entry, said",
+    [
+        ({"low": "a", "high": 1}, "low=a and high=1: give two numbers"),
+        ({"low": 0.5, "high": 2, "integer": True}, "low=0.5 and high=2: give two whole numbers"),
+        ({"low": 2, "high": 1}, "low=2 and high=1: low must not be above high"),
+        ({"low": 0, "high": 1, "log": True}, "with log=true above 0"),
+        ({"choices": []}, r"choices=\[\]: give a list of values"),
+        ({"choices": "a"}, "choices=a: give a list of values"),
+    ],
+)
+def test_a_range_with_nothing_to_choose_is_refused(entry, said):
+    with pytest.raises(UserError, match=f"^space.odd.*{said}"):
+        suggest(FixedTrial({"odd": 1}), {"odd": {"key": "seed", **entry}})
+
+
+def test_trials_lie_in_a_journal_unless_another_storage_is_chosen(tmp_path):
+    storage = storage_of("journal", tmp_path)
+    optuna.create_study(study_name="s", storage=storage).add_trial(optuna.create_trial(value=0.5))
+    assert (tmp_path / "search.journal").stat().st_size and not (tmp_path / "search.db").exists()
+    assert optuna.load_study(study_name="s", storage=storage_of("journal", tmp_path)).best_value == 0.5
+    storage_of("sqlite", tmp_path)
+    assert (tmp_path / "search.db").exists()
+
+
+def test_a_search_of_an_earlier_version_keeps_its_database(tmp_path):
+    study = optuna.create_study(study_name="s", storage=storage_of("sqlite", tmp_path))
+    study.add_trial(optuna.create_trial(value=0.25))
+    assert optuna.load_study(study_name="s", storage=storage_of("journal", tmp_path)).best_value == 0.25
+
+
+@pytest.mark.parametrize(
+    "file, choice, said",
+    [
+        ("search.db", "sqlite", "search.db: the search's trials cannot be read"),
+        ("search.journal", "journal", "search.journal: the search's trials cannot be read"),
+        ("other", "disk", "storage=disk: choose journal or sqlite, or give an address such as postgresql://"),
+    ],
+)
+def test_a_damaged_or_unknown_storage_is_refused(tmp_path, file, choice, said):
+    (tmp_path / file).write_text("no trials\nat all\n")
+    with pytest.raises(UserError, match=said):
+        storage_of(choice, tmp_path)

@@ -103,7 +103,9 @@ def test_the_trained_model_is_also_validated_as_asked_for(folder, summary):
 
 
 def test_an_unknown_setting_to_validate_under_is_told_before_anything_is_drawn(runs, tmp_path):
-    with pytest.raises(ValueError, match=r"also_validate.odd.cfg: there is no such setting; choose of"):
+    with pytest.raises(
+        ValueError, match=r"also_validate.odd.cfg: there is no such setting; choose from batch_size, cfg_weight"
+    ):
         runs.run(tmp_path, "+also_validate.odd={cfg: 2}")
     assert not (tmp_path / "metrics.csv").exists()
 

@@ -1,0 +1,106 @@
+"""A command line that Hydra cannot read is answered with the form that it can read, or with the nearest name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, OverrideParseException
+from hydra.types import RunMode
+
+from egrpo.base.errors import UserError
+from egrpo.settings.check import NAMED, nearest
+from egrpo.settings.known import Known, known_settings
+from egrpo.settings.overrides import override
+from egrpo.settings.signatures import parameters_of
+
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+NO_SUCH_KEY = re.compile(r"Could not (override|delete from config)\W+([\w.@/]+)'")
+NOT_ONE_VALUE = re.compile(r"(?:Sweep parameters|Ambiguous value for argument) '(.*?)'(?: requires|\n)", re.DOTALL)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuses a run's folder without a name, which Hydra would take for the current folder, before it writes there.
+
+    Raises:
+        UserError: `hydra.run.dir=` or `hydra.sweep.dir=` is empty.
+    """
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key.lstrip("+") in FOLDERS and not value.strip("'\" "):
+            raise UserError(_no_folder(key))
+
+
+def check_folder() -> None:
+    """The same of the folder that Hydra has composed, where a variable in a yaml may be empty.
+
+    Raises:
+        UserError: it has no name.
+    """
+    hydra = HydraConfig.get()
+    many = hydra.mode == RunMode.MULTIRUN
+    key, folder = (FOLDERS[1], hydra.sweep.dir) if many else (FOLDERS[0], hydra.run.dir)
+    if not str(folder).strip():
+        raise UserError(_no_folder(key))
+
+
+def _no_folder(key: str) -> str:
+    return f"{key}= is empty (a variable that is not set?): name the folder, for the current one {key}=."
+
+
+def explained(error: HydraException, root: str) -> Exception:
+    """Hydra's error about a command line in this project's words; any other error as it is.
+
+    Args:
+        root: The command's yaml, as in `known_settings`.
+    """
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{text.splitlines()[0]} in {error.override}\n{_quoted(error.override)}")
+    if isinstance(error, InstantiationException) or not isinstance(error, ConfigCompositionException):
+        return error
+    if several := NOT_ONE_VALUE.search(text):
+        return UserError(f"{text.splitlines()[0]}\n{_quoted(several[1])}; several values, one a run, need -m")
+    if found := NO_SUCH_KEY.search(text):
+        return UserError(_no_such_key(found[2], known_settings(root), removed=found[1] != "override"))
+    return error
+
+
+def _quoted(word: str) -> str:
+    key, _, value = word.partition("=")
+    if not value:
+        return "an override is written key=value"
+    text = value.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${")
+    form = f"'{key}=\"{text}\"'" if "'" not in value else shlex.quote(override(key, value.replace("${", "\\${")))
+    return f"as one text it is written {form}: quotes for the shell outside, for Hydra inside"
+
+
+def _no_such_key(key: str, known: Known | None, removed: bool) -> str:
+    above, _, name = key.rpartition(".")
+    for place in NAMED:
+        entry = key.removeprefix(f"{place}.").partition(".")[0]
+        others = _names(known, place)
+        if key.startswith(f"{place}.") and not (entry in others and key != f"{place}.{entry}"):
+            if removed:
+                return f"{key}: this run has no such entry in {place}, so there is nothing to leave out"
+            hint = "" if entry in others else nearest(entry, others)
+            meant = hint.replace("did you mean ", f"did you mean {place}.") + " " if hint.startswith("did") else ""
+            return f"{key}: there is no such entry in {place}; {meant}A new one is added with a plus: +{key}=..."
+    hint = nearest(name, _names(known, above))
+    if above and hint.startswith("did you mean"):
+        hint = hint.replace("did you mean ", f"did you mean {above}.")
+    return f"{key}: there is no such setting; {hint}"
+
+
+def _names(known: Known | None, path: str) -> set[str]:
+    """The keys at a dotted path: those of yaml files, and those that a `_target_` there takes."""
+    node: Known | None = known
+    for key in filter(None, path.split(".")):
+        node = node.below.get(key) if node is not None else None
+    if node is None:
+        return set()
+    targets = node.below["_target_"].values if "_target_" in node.below else []
+    taken = {name for target in targets for name in parameters_of(str(target)).annotations}
+    return {name for name in node.below if not name.startswith("_")} | taken

@@ -1,0 +1,91 @@
+"""What Hydra says of a command line is said with the nearest name, or with the form in which it can be read."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from egrpo import entry
+from egrpo.base.errors import UserError
+from egrpo.settings import check_words, explained
+from tests.conf.helpers import CONF, composed
+
+
+def said(*overrides: str) -> str:
+    with pytest.raises(HydraException) as caught:
+        composed("train", *overrides)
+    return str(explained(caught.value, "train"))
+
+
+@pytest.mark.parametrize(
+    "override, sentence",
+    [
+        ("objective.bta=1", "objective.bta: there is no such setting; did you mean objective.beta?"),
+        (
+            "optimizer.weigth_decay=1",
+            "optimizer.weigth_decay: there is no such setting; did you mean optimizer.weight_decay?",
+        ),
+        ("optimzer=adamw", "optimzer: there is no such setting; did you mean optimizer?"),
+        ("trainer.max_step=1", "trainer.max_step: there is no such setting; did you mean trainer.max_steps?"),
+        (
+            "trainer.fast_dev_runs=1",
+            "trainer.fast_dev_runs: there is no such setting; did you mean trainer.fast_dev_run?",
+        ),
+        ("~modl", "modl: there is no such setting; did you mean model?"),
+        ("~reward.orm", "reward.orm: this run has no such entry in reward, so there is nothing to leave out"),
+        (
+            "reward.shapes_strct.weight=1",
+            "reward.shapes_strct.weight: there is no such entry in reward; did you mean reward.shapes_strict? "
+            "A new one is added with a plus: +reward.shapes_strct.weight=...",
+        ),
+        ("logger.wandb.nme=x", "logger.wandb.nme: there is no such setting; did you mean logger.wandb.name?"),
+    ],
+)
+def test_a_key_that_is_not_there_is_answered_with_the_nearest(override, sentence):
+    assert said(override) == sentence
+
+
+@pytest.mark.parametrize(
+    "value", ["a=b", "a#b", "~/runs", "${x", "{x", "a, b", "it's, so", "(x", 'say "x', "b;c", "a\\ \"b'=c"]
+)
+def test_a_text_that_hydra_cannot_read_is_shown_as_it_can(value):
+    last = said(f"study.name={value}").splitlines()[-1]
+    assert last.startswith("as one text it is written ")
+    form = last.removeprefix("as one text it is written ").partition(": quotes for the shell")[0]
+    (word,) = shlex.split(form)
+    assert composed("train", word).study.name == value
+    assert not OverridesParser.create().parse_override(word).is_sweep_override()
+
+
+@pytest.mark.parametrize("word", ["hydra.run.dir=", "hydra.run.dir=''", 'hydra.sweep.dir=""', "+hydra.run.dir= "])
+def test_an_empty_folder_is_refused_before_hydra_writes_into_the_current_one(word, tmp_path, monkeypatch, capsys):
+    with pytest.raises(UserError, match=r"hydra\.(run|sweep)\.dir= is empty"):
+        check_words(["seed=1", word])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["egrpo.train", word])
+    with pytest.raises(SystemExit) as end:
+        entry.run(lambda cfg: pytest.fail("ran"), "train")
+    assert end.value.code == 1 and list(tmp_path.iterdir()) == []
+    assert "error: " in capsys.readouterr().err
+
+
+def test_settings_are_checked_before_a_command_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["egrpo.train", f"hydra.run.dir={tmp_path}", "+objective.bta=0.5", "seed=null"])
+    with pytest.raises(SystemExit) as end:
+        entry.run(lambda cfg: pytest.fail("ran"), "train")
+    told = capsys.readouterr().err
+    assert end.value.code == 1
+    assert "objective.bta: there is no such setting; did you mean beta?" in told
+    assert "seed=null: give a whole number from 0 to 4294967295" in told
+
+
+def test_other_errors_stay_as_they_are():
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
+        compose("train", ["logger=wandbb"])
+    assert explained(caught.value, "train") is caught.value
+    assert "Available options in 'logger'" in str(caught.value)
