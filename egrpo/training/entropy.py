@@ -37,8 +37,15 @@ class RunningCorrelation:
         self.moments = np.zeros((2, len(ENTROPIES), 3))  # all or within groups; entropy; its variance, reward's, both
 
     def add(self, rewards: np.ndarray, entropies: np.ndarray, group_size: int) -> None:
-        """One step: rewards [N], entropies [N, 2] in the order of `ENTROPIES`, in groups of consecutive samples."""
+        """One step: rewards [N], entropies [N, 2] in the order of `ENTROPIES`, in groups of consecutive samples.
+
+        Groups with a reward that is NaN are left out.
+        """
         values = np.column_stack([entropies, rewards]).astype(np.float64)
+        whole = ~np.isnan(rewards).reshape(-1, group_size).any(axis=1)
+        values = values[np.repeat(whole, group_size)]
+        if not len(values):
+            return
         grouped = values.reshape(-1, group_size, values.shape[1])
         centred = (values - values.mean(axis=0), (grouped - grouped.mean(axis=1, keepdims=True)).reshape(values.shape))
         for kind, deviations in enumerate(centred):
@@ -79,7 +86,7 @@ class EntropyView(Callback):
             return
         _, rollout, table = pl_module.last_rollout
         entropy = rollout.image.entropy
-        own = torch.stack([entropy.mean(1).cpu(), entropy.std(1, correction=0).cpu(), table.total.cpu()], dim=1)
+        own = torch.stack([entropy.mean(1).cpu(), entropy.std(1, correction=0).cpu(), table.complete_total.cpu()], dim=1)
         values = np.concatenate([part.numpy() for part in distributed.gather(own)])
         self.running.add(values[:, -1], values[:, :-1], pl_module.rollout_settings.group_size)
         if trainer.global_step % self.every >= pl_module.objective.updates_per_rollout:
