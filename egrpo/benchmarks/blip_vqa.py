@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForQuestionAnswering
 
+from egrpo.base.tokens import plain_ids
 from egrpo.benchmarks.language import load_parser, question
 from egrpo.paths import resolve
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs
@@ -101,7 +102,7 @@ class BlipVQA:
         """
         pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
         texts = [text for _, text in pairs]
-        questions = self.tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
+        questions = plain_ids(self.tokenizer, texts, truncation=True, max_length=LONGEST)
         by_length: dict[int, list[int]] = {}
         for place, ids in enumerate(questions):
             by_length.setdefault(len(ids), []).append(place)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, GroundingDinoForObjectDetection
 
+from egrpo.base.tokens import holds_control_token
 from egrpo.precision import float32_default
 from egrpo.rewards.detection_rules import QUIRKS, RULES, Detection, detection_prompt, detection_score, has_rule
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, model_folder
@@ -137,7 +138,7 @@ class GroundingDinoReward:
             ValueError: it has more tokens than the model reads.
         """
         text, spans = detection_prompt([unicode_text(noun) for noun in record.nouns])
-        encoding = self.tokenizer(text)
+        encoding = self.tokenizer(text, split_special_tokens=holds_control_token(self.tokenizer, text))
         ids = torch.tensor(encoding["input_ids"])
         if len(ids) > self.max_tokens:
             raise ValueError(

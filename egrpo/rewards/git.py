@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, GitForCausalLM
 
+from egrpo.base.tokens import plain_ids
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, in_batches, model_folder
 from egrpo.rewards.preparation import Preparation, by_level, cut_as, levels_of, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
@@ -138,7 +139,7 @@ class GITReward:
         """
         room = self.longest - 1
         texts = [unicode_text(question) for question in questions]
-        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        rows = plain_ids(self.tokenizer, texts, add_special_tokens=False, verbose=False)
         rows = [row if len(row) <= room else row[: room - 1] + row[-1:] for row in rows]
         ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
         for row, tokens in enumerate(rows):
