@@ -23,7 +23,14 @@ from egrpo.entry import composition, run, save_config
 from egrpo.launch import last_of_restart, launch
 from egrpo.provenance import provenance
 from egrpo.training import GRPOModule, MetricsFile
-from egrpo.training.checks import check_entropy_policy, check_optimizer, check_share, check_trainer, rollouts_under
+from egrpo.training.checks import (
+    check_entropy_policy,
+    check_optimizer,
+    check_records,
+    check_share,
+    check_trainer,
+    rollouts_under,
+)
 from egrpo.training.outcome import measure_trained, measure_under, measure_untouched, report_run
 from egrpo.training.resume import changed_settings, is_finished, last_state, told_settings
 
@@ -59,6 +66,7 @@ def train(cfg: DictConfig) -> None:
     data: LightningDataModule = instantiate(cfg.data)  # first: bad prompts are told before any model is loaded
     module = build_module(cfg)
     also = rollouts_under(module.rollout_settings, cfg.also_validate)
+    check_records(data, module.rewards, module.validation.judges, validates=cfg.trainer.get("limit_val_batches") != 0)
     check_share(data, module.rollout_settings, distributed.world_size())
     loggers: list[Logger] = [MetricsFile(str(folder), resume=resumed), *instantiate(cfg.logger).values()]
     callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from egrpo.base.errors import UserError
 from egrpo.types import PromptRecord
 
 OWN = "egrpo"  # folder for what official evaluators must not see: manifest, answers of judges, files being written
@@ -111,17 +113,29 @@ def check_images(folder: Path, items: Sequence[Item]) -> list[Problem]:
 
 def image_fault(path: Path) -> str:
     """Why an image cannot be read; "" where it can."""
+    return checked_image(path)[1]
+
+
+def checked_image(path: Path) -> tuple[bytes, str]:
+    """A file's content, and why it is no whole image, "" where it is one."""
+    data, _, fault = _decoded(path)
+    return data, fault
+
+
+def _decoded(path: Path) -> tuple[bytes, Image.Image | None, str]:
+    """Content, image and fault of a file, which is read and decoded once."""
+    data = b""
     try:
-        with Image.open(path) as image:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if image.format == "PNG" and PNG_END not in path.read_bytes()[-64:]:
-                return "ends before its end, perhaps it is half-written"  # PIL reads on where pixels are complete
+            if image.format == "PNG" and PNG_END not in data[-64:]:
+                return data, None, "ends before its end, perhaps it is half-written"  # PIL reads on if pixels are there
+            return data, image, ""
     except FileNotFoundError:
-        return "is not there"
+        return data, None, "is not there"
     except (OSError, SyntaxError, ValueError) as error:  # PIL tells broken PNGs by SyntaxError too
-        empty = path.is_file() and not path.stat().st_size
-        return "is empty" if empty else f"cannot be read ({error})"
-    return ""
+        return data, None, f"cannot be read ({error})" if data or not path.is_file() else "is empty"
 
 
 def read_images(folder: Path, paths: Sequence[str]) -> list[Image.Image]:
@@ -132,11 +146,10 @@ def read_images(folder: Path, paths: Sequence[str]) -> list[Image.Image]:
     """
     images = []
     for path in paths:
-        fault = image_fault(folder / path)
-        if fault:
-            raise ValueError(f"the image {folder / path} {fault}: delete it and run the export again")
-        with Image.open(folder / path) as image:
-            images.append(image.convert("RGB"))
+        _, image, fault = _decoded(folder / path)
+        if image is None:
+            raise UserError(f"the image {folder / path} {fault}: delete it and run the export again")
+        images.append(image.convert("RGB"))
     return images
 
 

@@ -72,6 +72,17 @@ class GITReward:
         """[N] bool, False where the score is a constant: 0 for spatial and numeracy prompts, 1 without nouns."""
         return torch.tensor([r.task_type not in UNASKED and bool(nouns_of(r)) for r in records], dtype=torch.bool)
 
+    def check(self, records: list[PromptRecord]) -> list[str]:
+        """Nouns about which nothing would be asked, a sentence each: see `egrpo.rewards.base.Reward`."""
+        return [
+            f"the noun {noun!r} of the prompt {record.prompt!r} has no characters that GIT reads: write it in other "
+            "letters, or leave it out"
+            for record in records
+            if record.task_type not in UNASKED
+            for noun in nouns_of(record)
+            if not plain_ids(self.tokenizer, [unicode_text(noun)], add_special_tokens=False)[0]
+        ]
+
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and N records -> [N] float32, 0..1."""
         check_pairs(images, records)
