@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from egrpo.base.errors import UserError
 from egrpo.benchmarks.base import Benchmark
 from egrpo.benchmarks.items import OWN, Item
 from egrpo.benchmarks.manifest import Manifest, differences, text_hash, versions
@@ -69,6 +70,8 @@ def export(
         ValueError: the folder holds images of other settings, or such that do not tell theirs.
     """
     items = benchmark.items()
+    for sentence in benchmark.warnings():
+        log.warning("%s", sentence)
     wanted = dict(zip(requests_of(items), [(item, k) for item in items for k in range(len(item.files))], strict=True))
     parts = batches(list(wanted), batch_size, shard)
     missing = {(item.key, k) for item, k in benchmark.missing(folder)}
@@ -108,9 +111,9 @@ def manifest_of(policy: JanusPolicy, settings: DrawSettings, items: Sequence[Ite
     templates = found.pop("templates")
     return Manifest(
         model=model,
-        prompts=text_hash(*[item.prompt for item in items]),
+        prompts=prompts_hash(items),
         template=text_hash(json.dumps(templates, sort_keys=True)),
-        images_per_prompt=max(len(item.files) for item in items),
+        images_per_prompt=images_per_prompt(items),
         versions=versions(),
         **{name: found.pop(name) for name in MANIFEST_FIELDS},
         drawing=found,
@@ -146,6 +149,25 @@ def told_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder; None where it has none. Raises a ValueError where it cannot be read."""
     path = folder / FILE
     return Manifest.from_dict(_read(path)["manifest"]) if path.is_file() else None
+
+
+def require_prompts(folder: Path, manifest: Manifest, items: Sequence[Item]) -> None:
+    """Raises a UserError unless the folder's images were drawn for these prompts, in this order and number."""
+    drawn = (manifest.prompts, manifest.images_per_prompt)
+    if drawn != (prompts_hash(items), images_per_prompt(items)):
+        raise UserError(
+            f"the images in {folder} were drawn for other prompts, in another order or number, than this benchmark has: "
+            "name the prompts that they were drawn for (benchmark, benchmark.prompts, benchmark.limit, "
+            "benchmark.images_per_prompt)"
+        )
+
+
+def prompts_hash(items: Sequence[Item]) -> str:
+    return text_hash(*[item.prompt for item in items])
+
+
+def images_per_prompt(items: Sequence[Item]) -> int:
+    return max(len(item.files) for item in items)
 
 
 def told_label(folder: Path) -> str:

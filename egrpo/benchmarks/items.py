@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -45,20 +45,28 @@ class Problem:
     where: str
     fault: str
     mend: str
+    category: str = ""  # the only one that it keeps from being scored; "" = all
 
     def __str__(self) -> str:
         return f"{self.where}: {self.fault}; mend: {self.mend}"
 
 
-class FolderError(ValueError):
-    """An exported folder that cannot be scored; `problems` holds every fault."""
+class FolderError(UserError):
+    """An exported folder that cannot be scored; `problems` holds every fault.
 
-    def __init__(self, folder: Path, problems: Sequence[Problem]) -> None:
-        self.problems = list(problems)
+    Args:
+        folder: The export.
+        problems: What is wrong with it.
+        scores: Those of the categories that nothing is wrong with; None = none were taken.
+        others: Further sentences, of categories whose scorers failed.
+    """
+
+    def __init__(self, folder: Path, problems: Sequence[Problem], scores: Any = None, others: Sequence[str] = ()) -> None:
+        self.problems, self.scores = list(problems), scores
         lines = [f"  {problem}" for problem in self.problems[:SHOWN]]
         if len(self.problems) > SHOWN:
             lines.append(f"  ... and {len(self.problems) - SHOWN} more")
-        super().__init__(f"{folder} cannot be scored as it is:\n" + "\n".join(lines))
+        super().__init__("\n".join([f"{folder} cannot be scored as it is:", *lines, *others]))
 
 
 def write_image(folder: Path, item: Item, number: int, image: Image.Image) -> None:
@@ -102,12 +110,12 @@ def check_images(folder: Path, items: Sequence[Item]) -> list[Problem]:
         absent = [path for path in wanted if not (folder / path).is_file()]
         if len(absent) == len(wanted):
             fault = f"the category {category!r} is missing: none of its {len(wanted)} images is there"
-            problems.append(Problem(str(folder), fault, "export it, or leave its prompts out"))
+            problems.append(Problem(str(folder), fault, "export it, or leave its prompts out", category))
             continue
         if absent:
             fault = f"{len(wanted) - len(absent)} images of {category!r} are there, {len(wanted)} are expected"
-            problems.append(Problem(absent[0], fault, "run the export again: it draws what is missing"))
-        problems += _faults_of_files(folder, part)
+            problems.append(Problem(absent[0], fault, "run the export again: it draws what is missing", category))
+        problems += [replace(problem, category=category) for problem in _faults_of_files(folder, part)]
     return problems + _surplus(folder, items)
 
 
@@ -197,9 +205,12 @@ def _faults_of_files(folder: Path, items: Sequence[Item]) -> list[Problem]:
 def _surplus(folder: Path, items: Sequence[Item]) -> list[Problem]:
     """Files beside the images that no prompt asks for: official evaluators would count them, or fail on them."""
     wanted = {path for item in items for path in item.files}
-    folders = Counter(os.path.dirname(path) for path in wanted)
+    folders: dict[str, set[str]] = {}  # and the categories in each
+    for item in items:
+        for path in item.files:
+            folders.setdefault(os.path.dirname(path), set()).add(item.category)
     problems = []
-    for name in folders:
+    for name, categories in folders.items():
         if not name:  # images lie in the export's root, beside results and notes: other images only
             names = [p.name for p in folder.glob("*.png")]
         else:
@@ -207,7 +218,8 @@ def _surplus(folder: Path, items: Sequence[Item]) -> list[Problem]:
         strange = sorted(path for path in (f"{name}/{n}".lstrip("/") for n in names) if path not in wanted)
         if strange:
             fault = f"belongs to no prompt (one of {len(strange)} such files), and the official evaluator would read it"
-            problems.append(Problem(strange[0], fault, "delete them, or name the prompts that they were drawn for"))
+            mend = "delete them, or name the prompts that they were drawn for"
+            problems.append(Problem(strange[0], fault, mend, min(categories) if len(categories) == 1 else ""))
     return problems
 
 
