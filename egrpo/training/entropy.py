@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from egrpo import distributed
 from egrpo.images import save_figure
@@ -142,7 +142,7 @@ def enlarged(picture: np.ndarray) -> np.ndarray:
 
 def save_view(path: Path, mosaic: np.ndarray, tokens: dict[str, np.ndarray], step: int) -> None:
     """Writes the mosaic above histograms of the tokens' entropies, one a segment."""
-    figure = plt.figure(figsize=(8, 8 * mosaic.shape[0] / mosaic.shape[1] + 2.6), layout="constrained")
+    figure = Figure(figsize=(8, 8 * mosaic.shape[0] / mosaic.shape[1] + 2.6), layout="constrained")
     grid = figure.add_gridspec(2, len(tokens), height_ratios=(8 * mosaic.shape[0] / mosaic.shape[1], 2))
     above = figure.add_subplot(grid[0, :])
     above.imshow(mosaic)

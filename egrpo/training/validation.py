@@ -35,7 +35,7 @@ class Row:
 
     record: PromptRecord
     plan: str
-    image: np.ndarray  # [H, W, 3] uint8
+    image: np.ndarray  # [H, W, 3] uint8; of no height on all ranks but the first, once rows are gathered
     scores: dict[str, float]
 
     @property
@@ -144,8 +144,14 @@ class Validation:
         return [numbers[distributed.rank(), row] for row in range(len(prompts))]
 
     def gather(self) -> None:
-        """Puts the rows of all ranks together, in the order of the file (see `egrpo.data.datamodule.val_batches`)."""
-        parts = distributed.gather(self.rows)
+        """Puts the rows of all ranks together, in the order of the file (see `egrpo.data.datamodule.val_batches`).
+
+        Images go to the first rank alone, which reports; elsewhere they are empty, [0, W, 3].
+        """
+        images = distributed.gather_first([row.image for row in self.rows])
+        parts = distributed.gather([replace(row, image=row.image[:0].copy()) for row in self.rows])
+        if images is not None:
+            parts = [[replace(row, image=image) for row, image in zip(*pair, strict=True)] for pair in zip(parts, images)]
         longest = max(len(part) for part in parts)
         self.rows = [part[i] for i in range(longest) for part in parts if i < len(part)]
 
