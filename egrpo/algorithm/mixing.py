@@ -9,8 +9,8 @@ from torch import Tensor
 def mix_rewards(values: Tensor, weights: Tensor, mask: Tensor | None = None) -> Tensor:
     """Weighted sum of the rewards that count for each sequence (T2I-R1 and EG-GRPO: weights 1, all count).
 
-    Where some do not count, the others' weights are scaled up so that the sum of absolute weights stays the same. Such a
-    sum is for reports; samples of a group are compared by `comparable_in_groups`.
+    Where some do not count, the others' weights are scaled up so that the sum of absolute weights stays the same. Such
+    a sum is for reports; samples of a group are compared by `comparable_in_groups`.
 
     Args:
         values: [N, R]; what stands at uncounted places does not matter, NaN included.

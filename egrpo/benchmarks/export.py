@@ -201,8 +201,8 @@ def require_prompts(folder: Path, manifest: Manifest, items: Sequence[Item]) -> 
     drawn = (manifest.prompts, manifest.images_per_prompt)
     if drawn != (prompts_hash(items), images_per_prompt(items)):
         raise UserError(
-            f"the images in {folder} were drawn for other prompts, in another order or number, than this benchmark has: "
-            "name the prompts that they were drawn for (benchmark, benchmark.prompts, benchmark.limit, "
+            f"the images in {folder} were drawn for other prompts, in another order or number, than this benchmark "
+            "has: name the prompts that they were drawn for (benchmark, benchmark.prompts, benchmark.limit, "
             "benchmark.images_per_prompt)"
         )
 

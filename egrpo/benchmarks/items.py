@@ -61,7 +61,9 @@ class FolderError(UserError):
         others: Further sentences, of categories whose scorers failed.
     """
 
-    def __init__(self, folder: Path, problems: Sequence[Problem], scores: Any = None, others: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, problems: Sequence[Problem], scores: Any = None, others: Sequence[str] = ()
+    ) -> None:
         self.problems, self.scores = list(problems), scores
         lines = [f"  {problem}" for problem in self.problems[:SHOWN]]
         if len(self.problems) > SHOWN:

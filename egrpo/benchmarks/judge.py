@@ -6,8 +6,8 @@ The exchange, one POST to `{base_url}/chat/completions` for each image:
                {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}]}], "temperature": 0, ...}
     answer    200 {"choices": [{"message": {"content": "..."}}], "usage": {"prompt_tokens": n, "completion_tokens": n}}
 
-Every usable answer is kept in a file named by the hash of all that decides it, the server's address among it, before the
-next question is asked: what was answered once is never paid for twice.
+Every usable answer is kept in a file named by the hash of all that decides it, the server's address among it, before
+the next question is asked: what was answered once is never paid for twice.
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ class T2ICompBench(FolderBenchmark):
             tokens = 2 + clip_tokens(item.record.extra["stem"])
             if item.category in READ_BY_CLIP and tokens > CLIP_TOKENS:
                 found.append(
-                    f"the prompt {item.prompt!r} of {item.category} has about {tokens} tokens of CLIP, and the official "
-                    f"CLIP_similarity.py fails on its category above {CLIP_TOKENS}: shorten it"
+                    f"the prompt {item.prompt!r} of {item.category} has about {tokens} tokens of CLIP, and above "
+                    f"{CLIP_TOKENS} the official CLIP_similarity.py fails on the whole category: shorten it"
                 )
         return found
 
@@ -243,7 +243,7 @@ def prompt_lines(path: Path) -> list[str]:
 
 
 def clip_tokens(text: str) -> int:
-    """Tokens that CLIP makes of a text at least, begin and end not counted: a word has one, and so has each other sign."""
+    """Tokens that CLIP makes of a text at least, without begin and end: one a word, a digit, or another sign."""
     pieces = re.findall(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\w\s]|_", text.lower())
     return sum(max(1, sum(not sign.isascii() for sign in piece)) for piece in pieces)
 

@@ -15,7 +15,15 @@ from transformers import BatchEncoding, GroundingDinoForObjectDetection
 from egrpo.base.errors import UserError
 from egrpo.base.tokens import holds_control_token
 from egrpo.precision import float32_default
-from egrpo.rewards.detection_rules import QUIRKS, RULES, Detection, detection_prompt, detection_score, has_rule, unjudged
+from egrpo.rewards.detection_rules import (
+    QUIRKS,
+    RULES,
+    Detection,
+    detection_prompt,
+    detection_score,
+    has_rule,
+    unjudged,
+)
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, model_folder
 from egrpo.rewards.preparation import Preparation, by_level, cut_as, levels_of, rows_by_size, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text

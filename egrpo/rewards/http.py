@@ -5,8 +5,8 @@ The exchange, one POST for each batch of M images (docs/reward_server.md has an 
     request   {"images": [base64 of a PNG in RGB, ...M], "records": [{"prompt": "...", ...}, ...M]}
     answer    200 {"rewards": [0.5, ...M]}            finite numbers, higher is better, in the order of the images
 
-Records have the keys of the prompt file (`egrpo.types.PromptRecord.to_dict`). Status 408, 425, 429 and 5xx mean "try again"
-(`Retry-After` is honoured), any other status but 200 "this will never work".
+Records have the keys of the prompt file (`egrpo.types.PromptRecord.to_dict`). Status 408, 425, 429 and 5xx mean "try
+again" (`Retry-After` is honoured), any other status but 200 "this will never work".
 """
 
 from __future__ import annotations

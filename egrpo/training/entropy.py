@@ -86,7 +86,8 @@ class EntropyView(Callback):
             return
         _, rollout, table = pl_module.last_rollout
         entropy = rollout.image.entropy
-        own = torch.stack([entropy.mean(1).cpu(), entropy.std(1, correction=0).cpu(), table.complete_total.cpu()], dim=1)
+        columns = (entropy.mean(1), entropy.std(1, correction=0), table.complete_total)
+        own = torch.stack([column.cpu() for column in columns], dim=1)
         values = np.concatenate([part.numpy() for part in distributed.gather(own)])
         self.running.add(values[:, -1], values[:, :-1], pl_module.rollout_settings.group_size)
         if trainer.global_step % self.every >= pl_module.objective.updates_per_rollout:

@@ -135,13 +135,13 @@ class Validation:
         All ranks come here for every batch.
         """
         parts = distributed.gather(prompts)
-        rows = [(rank, row) for row in range(max(map(len, parts))) for rank, part in enumerate(parts) if row < len(part)]
-        numbers = {}
-        for rank, row in rows:
-            prompt = parts[rank][row]
-            numbers[rank, row] = self.drawn[prompt]
-            self.drawn[prompt] += 1
-        return [numbers[distributed.rank(), row] for row in range(len(prompts))]
+        numbers: list[list[int]] = [[] for _ in parts]
+        for row in range(max(map(len, parts))):
+            for part, found in zip(parts, numbers, strict=True):
+                if row < len(part):
+                    found.append(self.drawn[part[row]])
+                    self.drawn[part[row]] += 1
+        return numbers[distributed.rank()]
 
     def gather(self) -> None:
         """Puts the rows of all ranks together, in the order of the file (see `egrpo.data.datamodule.val_batches`).
@@ -151,7 +151,10 @@ class Validation:
         images = distributed.gather_first([row.image for row in self.rows])
         parts = distributed.gather([replace(row, image=row.image[:0].copy()) for row in self.rows])
         if images is not None:
-            parts = [[replace(row, image=image) for row, image in zip(*pair, strict=True)] for pair in zip(parts, images)]
+            parts = [
+                [replace(row, image=image) for row, image in zip(rows, own, strict=True)]
+                for rows, own in zip(parts, images, strict=True)
+            ]
         longest = max(len(part) for part in parts)
         self.rows = [part[i] for i in range(longest) for part in parts if i < len(part)]
 
