@@ -56,11 +56,7 @@ def weights_stamp(
     """
     node, checkpoint = _asked_for(model, ckpt_path, given)
     text = OmegaConf.select(OmegaConf.create(dict(node)), "templates.reasoning_file")
-    roots = [
-        resolve(str(node["path"])),
-        *([checkpoint] if checkpoint is not None else []),
-        *([resolve(text)] if text else []),
-    ]
+    roots = [resolve(str(node["path"])), *[path for path in (checkpoint, text and resolve(text)) if path]]
     if not all(root.exists() for root in roots):
         return None
     files = [path for root in roots for path in ([root] if root.is_file() else sorted(root.rglob("*")))]
