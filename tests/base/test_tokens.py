@@ -13,7 +13,7 @@ SPELT = {
     "janus": ["<eos>", "<pad>", "<begin_of_image>", "<image_placeholder>"],
     "rewards/git": ["[SEP]", "[MASK]"],
     "rewards/gdino": ["[SEP]", "[CLS]"],
-    "rewards/hps": ["<|endoftext|>", "<|ENDOFTEXT|>"],
+    "rewards/hps": ["<|endoftext|>", "<|startoftext|>"],
     "rewards/orm": ["<|im_end|>", "<image>"],
 }
 

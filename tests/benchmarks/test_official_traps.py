@@ -76,7 +76,9 @@ def test_one_set_of_wise_is_not_judged_against_another(tmp_path):
     of = benchmark("wise", f"benchmark.prompts={wise_prompts(tmp_path / 'p', 1, 2)}")
     rows = [wise_line(1), {**wise_line(2), "Subcategory": "Festival"}]
     write(tmp_path / "out" / "a_scores.jsonl", lines(rows))
-    with pytest.raises(UserError, match="prompt_id 2 has the Subcategory 'Festival', and benchmark.prompts has 'any'"):
+    with pytest.raises(
+        UserError, match=r"prompt_id 2 has the Subcategory 'Festival', and benchmark\.prompts has 'any'"
+    ):
         of.read_back(tmp_path / "out")
 
 
@@ -96,7 +98,7 @@ def test_a_result_file_that_cannot_be_used_loses_no_other_category(tmp_path):
     of = benchmark("t2i_compbench", f"benchmark.prompts={prompts}")
     write(tmp_path / "out/color/annotation_blip/vqa_result.json", json.dumps(answers(10)))
     write(tmp_path / "out/shape/annotation_blip/vqa_result.json", json.dumps(answers(9)))
-    with pytest.raises(ScoringError, match="shape of t2i_compbench.*scores 9 of 10 images") as caught:
+    with pytest.raises(ScoringError, match=r"shape of t2i_compbench.*scores 9 of 10 images") as caught:
         of.read_back(tmp_path / "out")
     assert [result.category for result in caught.value.scores.results] == ["color"]
     found = assess(tmp_path / "out", of, score=False, read_back=True)

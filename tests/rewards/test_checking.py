@@ -84,7 +84,7 @@ def test_a_run_is_refused_before_it_begins_unless_the_reward_may_be_dropped(capl
     good, bad, other = PromptRecord("good", ["x"]), PromptRecord("bad"), PromptRecord("other")
     stop, drop = (RewardEnsemble({"mine": WeightedReward(reward, 1.0, how)}) for how in ("stop", "drop"))
     check_prompts(stop, {}, [good], [good])
-    with pytest.raises(UserError, match="cannot be judged.*\n  mine: bad: no nouns\n  mine: other: no nouns$"):
+    with pytest.raises(UserError, match=r"cannot be judged.*\n  mine: bad: no nouns\n  mine: other: no nouns$"):
         check_prompts(stop, {}, [good, bad], [bad, other])
     with caplog.at_level(logging.WARNING):
         check_prompts(drop, {}, [bad], [])
