@@ -107,8 +107,8 @@ class BlipVQA:
         texts = [text for _, text in pairs]
         questions = plain_ids(self.tokenizer, texts, truncation=True, max_length=LONGEST)
         by_length: dict[int, list[int]] = {}
-        for place, ids in enumerate(questions):
-            by_length.setdefault(len(ids), []).append(place)
+        for place, tokens in enumerate(questions):
+            by_length.setdefault(len(tokens), []).append(place)
         found, model = torch.zeros(len(pairs)), self._model
         with self.placement():
             seen = model.vision_model(pixel_values=pixels.to(self.placement.device, self.placement.dtype))[0]
