@@ -78,6 +78,15 @@ def gather(value: T) -> list[T]:
     return parts
 
 
+def gather_first(value: T) -> list[T] | None:
+    """The values of all ranks, in their order, on the first rank; None on the others."""
+    if world_size() == 1:
+        return [value]
+    parts: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, parts, dst=0)
+    return parts
+
+
 def from_first(value: T) -> T:
     """The value of rank 0, on every rank."""
     if world_size() == 1:

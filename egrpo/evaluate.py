@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from egrpo.benchmarks import Benchmark, Scores, build_table
 from egrpo.benchmarks.curve import save_curve
-from egrpo.benchmarks.evaluation import assess, beside, compared, save_table
-from egrpo.benchmarks.export import export, told_label
+from egrpo.benchmarks.evaluation import Assessed, assess, beside, compared, save_table
+from egrpo.benchmarks.export import already_there, export, scored_since_drawn, scoring, told_label
 from egrpo.benchmarks.states import State, states
 from egrpo.benchmarks.tracking import log_scores
 from egrpo.entry import overrides, run, save_config
-from egrpo.generation import chosen
+from egrpo.generation import chosen, request_stamp
 from egrpo.policies import given_settings, trained_settings
 from egrpo.rewards.placement import pick_device
 
@@ -37,13 +37,11 @@ def evaluate(cfg: DictConfig) -> None:
     failures: dict[str, None] = {}  # in order, each once
     given = given_settings(overrides())
     for state in states(folder, cfg.model, cfg.ckpt_path, cfg.checkpoints, cfg.model_name, cfg.label, given):
-        if cfg.export:
-            draw(cfg, benchmark, state)
+        new = draw(cfg, benchmark, state) if cfg.export else 0
         label = state.label if cfg.export or cfg.label else told_label(state.folder)
-        if cfg.shard != "1/1" and benchmark.missing(state.folder):
-            continue  # the process that draws the last image scores
-        only_read = not (cfg.export or cfg.score)
-        found = assess(state.folder, benchmark, score=cfg.score, read_back=cfg.read_back, required=only_read)
+        found = assessed(cfg, benchmark, state.folder, new)
+        if found is None:
+            continue
         failures |= dict.fromkeys(found.failures)
         if found.scores.results:
             scores[state.step] = rows[label] = found.scores
@@ -56,16 +54,38 @@ def evaluate(cfg: DictConfig) -> None:
     print(folder)
 
 
-def draw(cfg: DictConfig, benchmark: Benchmark, state: State) -> None:
-    """Exports one state's images; its policy is released before anything is scored."""
+def assessed(cfg: DictConfig, benchmark: Benchmark, folder: Path, new: int) -> Assessed | None:
+    """The folder's scores; None where they are left to another of the processes that share its drawing.
+
+    The one that draws the last image scores. Where two end together, only one of them does, and pays a judge.
+    """
+    only_read = not (cfg.export or cfg.score)
+    parts = cfg.shard != "1/1"
+    if parts and benchmark.missing(folder):
+        return None
+    with scoring(folder) as mine:
+        if parts and (not mine or (new and scored_since_drawn(folder, benchmark))):
+            print(f"{folder} is scored by another process")
+            return None
+        return assess(folder, benchmark, score=cfg.score, read_back=cfg.read_back, required=only_read)
+
+
+def draw(cfg: DictConfig, benchmark: Benchmark, state: State) -> int:
+    """Exports one state's images, and gives how many were drawn; its policy is released before anything is scored."""
     device = pick_device(cfg.model_device)
-    policy = state.load()
     trained = trained_settings(cfg.ckpt_path) if cfg.ckpt_path else {}
+    stamp = request_stamp(state.stamp(), cfg.seed, OmegaConf.to_container(cfg.rollout, resolve=True), trained)
+    if there := already_there(state.folder, benchmark, stamp):
+        print(there)
+        return 0
+    policy = state.load()
     settings = chosen(policy, cfg.seed, cfg.rollout, trained)
     policy.to(device)
     print(f"{state.label}: images into {state.folder} (after a stop, hydra.run.dir={cfg.run_dir} goes on)", flush=True)
-    size: dict[str, Any] = {"batch_size": cfg.batch_size, "shard": str(cfg.shard)}
-    print(export(state.folder, benchmark, policy, settings, state.label, **size))
+    size: dict[str, Any] = {"batch_size": cfg.batch_size, "shard": str(cfg.shard), "stamp": stamp}
+    exported = export(state.folder, benchmark, policy, settings, state.label, **size)
+    print(exported)
+    return exported.new
 
 
 def report(

@@ -12,8 +12,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from egrpo.entry import overrides, run, save_config
-from egrpo.generation import batches, chosen, fill, prompt_records, requests_for, summary
-from egrpo.policies import given_settings, load_policy, trained_settings
+from egrpo.generation import (
+    already_there,
+    batches,
+    chosen,
+    fill,
+    prompt_records,
+    request_stamp,
+    requests_for,
+    summary,
+)
+from egrpo.policies import given_settings, load_policy, trained_settings, weights_stamp
 from egrpo.rewards.placement import pick_device
 
 
@@ -28,7 +37,14 @@ def generate(cfg: DictConfig) -> None:
     if again := len(records) - len({record.prompt for record in records}):
         print(f"{again} of {len(records)} prompts stand there more than once: their images go on counting, and differ")
     trained = trained_settings(cfg.ckpt_path) if cfg.ckpt_path else {}
-    policy = load_policy(cfg.model, cfg.ckpt_path, given=given_settings(overrides()))
+    given = given_settings(overrides())
+    weights = weights_stamp(cfg.model, cfg.ckpt_path, given=given)
+    stamp = request_stamp(weights, cfg.seed, OmegaConf.to_container(cfg.rollout, resolve=True), trained)
+    if already_there(folder, requests, stamp, sheets=cfg.sheets):  # no model is loaded to find that out
+        print(summary(0, len(requests), len(requests), 0.0))
+        print(folder)
+        return
+    policy = load_policy(cfg.model, cfg.ckpt_path, given=given)
     settings = chosen(policy, cfg.seed, cfg.rollout, trained)
     policy.to(device)
     if str(cfg.shard).startswith("1/"):  # one of the parts that share the folder
@@ -36,7 +52,7 @@ def generate(cfg: DictConfig) -> None:
     print(f"{len(requests)} images into {folder} (after a stop, hydra.run.dir={folder} goes on)", flush=True)
     start = time.monotonic()
     label = str(cfg.ckpt_path or cfg.model.path)
-    new, before = fill(folder, policy, label, settings, requests, parts, sheets=cfg.sheets)
+    new, before = fill(folder, policy, label, settings, requests, parts, sheets=cfg.sheets, stamp=stamp)
     print(summary(new, before, len(requests), time.monotonic() - start))
     print(folder)
 

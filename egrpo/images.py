@@ -6,13 +6,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-matplotlib.use("Agg")  # no display is needed
-from matplotlib import pyplot as plt
+from egrpo.base.fonts import any_text
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
@@ -28,22 +27,24 @@ def save_sheet(
     height, width = pictures[0].shape[:2]
     across = 1.8 * max(1.0, width / height)  # inches a picture; its caption has four lines at most
     size = (across * columns, (across * height / width + 0.75) * rows + 0.5)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, caption in zip(axes.flat, pictures, captions, strict=False):
         axis.imshow(picture, interpolation="nearest")
         axis.set_title(plain_text(caption), fontsize=7)
     figure.suptitle(plain_text(title), fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))
+    with any_text():
+        figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))
     save_figure(figure, path)
 
 
-def save_figure(figure: plt.Figure, path: Path) -> None:
-    """Writes and closes the figure; the folder is made."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes the figure; the folder is made. Figures are made without pyplot, which belongs to the caller."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with any_text():
+        figure.savefig(path, dpi=110)
 
 
 def caption(prompt: str, lines: Sequence[str], width: int = 30) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from egrpo.checkpoints import check_checkpoint, find_checkpoint, load_policy_weights
+from egrpo.paths import resolve
 from egrpo.policy import JanusPolicy
 
 RUN_DEPTH = 3  # folders above a checkpoint in which its run is looked for: RUN/checkpoints/last.ckpt
@@ -37,13 +39,44 @@ def load_policy(
         ValueError: `ckpt_path` is no checkpoint, or does not fit.
         FileNotFoundError: There is no such model.
     """
+    node, checkpoint = _asked_for(model, ckpt_path, given)
+    policy = built(node)
+    if checkpoint is not None:
+        load_policy_weights(policy, checkpoint)
+    return policy
+
+
+def weights_stamp(
+    model: DictConfig | Mapping[str, Any], ckpt_path: str | Path | None = None, *, given: Sequence[str] = ()
+) -> str | None:
+    """A hash of how a policy would be built, and of its files' names, sizes and times; no weights are read.
+
+    Equal stamps mean the same policy, the reverse does not hold. None where files are not on this machine. Arguments
+    and errors as in `load_policy`.
+    """
+    node, checkpoint = _asked_for(model, ckpt_path, given)
+    text = OmegaConf.select(OmegaConf.create(dict(node)), "templates.reasoning_file")
+    roots = [resolve(str(node["path"])), *[path for path in (checkpoint, text and resolve(text)) if path]]
+    if not all(root.exists() for root in roots):
+        return None
+    files = [path for root in roots for path in ([root] if root.is_file() else sorted(root.rglob("*")))]
+    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.is_file()]
+    settings = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
+    return hashlib.sha256(json.dumps([settings, stats], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _asked_for(
+    model: DictConfig | Mapping[str, Any], ckpt_path: str | Path | None, given: Sequence[str]
+) -> tuple[DictConfig | Mapping[str, Any], Path | None]:
+    """The model's node, and the checkpoint whose weights it gets, if any."""
     if ckpt_path is None:
-        return built(model)
+        return model, None
     changed = _picked(model, [*KEPT, *given])
     if is_export(ckpt_path):
-        return built(_changed(_read_settings(Path(ckpt_path) / EXPORTED).model, {**changed, "path": str(ckpt_path)}))
+        node = _changed(_read_settings(Path(ckpt_path) / EXPORTED).model, {**changed, "path": str(ckpt_path)})
+        return node, None
     folder, checkpoint = run_of(ckpt_path)
-    return policy_of_run(folder, checkpoint, changed)
+    return _changed(run_config(folder).model, changed), checkpoint
 
 
 def policy_of_run(folder: Path, checkpoint: Path, changed: Mapping[str, Any] | None = None) -> JanusPolicy:

@@ -27,6 +27,7 @@ from egrpo.training.checks import (
     check_devices,
     check_entropy_policy,
     check_optimizer,
+    check_records,
     check_share,
     check_trainer,
     rollouts_under,
@@ -70,6 +71,7 @@ def train(cfg: DictConfig) -> None:
         keep_inputs(cfg, folder)
     module = build_module(cfg)
     also = rollouts_under(module.rollout_settings, cfg.also_validate or {})
+    check_records(data, module.rewards, module.validation.judges, validates=cfg.trainer.get("limit_val_batches") != 0)
     check_share(data, module.rollout_settings, distributed.world_size())
     loggers: list[Logger] = [MetricsFile(str(folder), resume=resumed), *instantiate(cfg.logger).values()]
     callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]

@@ -136,8 +136,18 @@ class RewardTable:
 
     @property
     def total(self) -> Tensor:
-        """Weighted sum of the raw rewards, [N] float32."""
+        """Weighted sum of the raw rewards, [N] float32; NaN where none with a weight is left."""
         return mix_rewards(self.values, self.weights, self.mask)
+
+    @property
+    def complete_total(self) -> Tensor:
+        """The same, [N] float32, NaN wherever a reward with a weight was dropped: what images may be compared by."""
+        return self.total.masked_fill(~(self.mask | (self.weights == 0)).all(dim=1), torch.nan)
+
+    @property
+    def judged(self) -> Tensor:
+        """[N] bool: images that some reward with a weight counts for."""
+        return (self.mask & (self.weights != 0)).any(dim=1)
 
     @property
     def told(self) -> Tensor:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+LARGEST_LOG_RATIO = 20.0  # nats; the exponential of 89 overflows float32, and squares of gradients do from 44 on
 
 
 def k3_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -19,7 +23,17 @@ def k3_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
         [N, T], nats, with gradient.
     """
     log_ratio = ref_logps - logps
-    return torch.expm1(log_ratio) - log_ratio
+    return bounded_exp(log_ratio, torch.expm1) - log_ratio
+
+
+def bounded_exp(log_ratio: Tensor, exponential: Callable[[Tensor], Tensor] = torch.exp) -> Tensor:
+    """exp(x) up to `LARGEST_LOG_RATIO`, and its tangent there beyond: finite, with a gradient that keeps its sign.
+
+    Up to the bound, value and gradient are those of `exponential` (torch.exp or torch.expm1) to the last digit.
+    """
+    bound = torch.full((), LARGEST_LOG_RATIO, dtype=log_ratio.dtype, device=log_ratio.device)
+    tangent = exponential(bound) + bound.exp() * (log_ratio - bound)
+    return torch.where(log_ratio > bound, tangent, exponential(log_ratio.clamp(max=LARGEST_LOG_RATIO)))
 
 
 def policy_loss(
@@ -76,7 +90,7 @@ def policy_loss(
 
     logps = counted(logps)
     advantages = counted(token_advantages.detach())
-    ratio = torch.exp(logps - (logps.detach() if old_logps is None else counted(old_logps.detach())))
+    ratio = bounded_exp(logps - (logps.detach() if old_logps is None else counted(old_logps.detach())))
     objective, clipped = _clipped_objective(ratio, advantages, clip_low, clip_high)
     kl = k3_kl(logps, counted(ref_logps.detach()))
     metrics = {"kl": _per_token(kl.detach(), tokens), "clip_fraction": _per_token(clipped.to(dtype), tokens)}

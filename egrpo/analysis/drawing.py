@@ -15,7 +15,7 @@ from egrpo.analysis.storage import image_file, tokens_path, whole
 from egrpo.analysis.study import TokenTable
 from egrpo.analysis.work import STUDY_STEP, Sampling, Setting, Sizes, Unit, Work
 from egrpo.policy import JanusPolicy
-from egrpo.rewards import Reward, RewardEnsemble
+from egrpo.rewards import Reward, RewardEnsemble, RewardError
 from egrpo.rewards.measuring import measure
 from egrpo.types import PromptRecord, Rollout
 
@@ -31,6 +31,11 @@ class Scorers:
         """Columns of scores, a dict an image; NaN where a reward says nothing about this prompt, or was dropped."""
         records = [record] * len(images)
         table = self.rewards(images, records)
+        if not bool(table.judged.all()):
+            raise RewardError(
+                f"no reward is left for {int((~table.judged).sum())} of {len(images)} images of the prompt "
+                f"{record.prompt!r}, and a study needs one for each: look at the warnings above"
+            )
         values = table.values.masked_fill(~table.told, torch.nan).double()
         columns = {"reward": table.total.double().tolist()}
         columns |= {REWARD + name: values[:, i].tolist() for i, name in enumerate(table.names)}

@@ -21,6 +21,7 @@ from egrpo.analysis.records import is_done
 from egrpo.analysis.storage import claim_model
 from egrpo.analysis.work import Unit, Work
 from egrpo.policies import load_policy, model_hash
+from egrpo.rewards.checking import check_prompts
 from egrpo.rewards.placement import pick_device
 
 POLL = 1.0  # seconds between looks at whether a silent process still lives
@@ -65,6 +66,7 @@ def draw_share(work: Work, units: Sequence[Unit], tell: Callable[[int], Any]) ->
     transformers_logging.disable_progress_bar()  # it would write across the study's own
     device = pick_device(work.device)
     scorers = load_scorers(work.ensemble, work.judges)
+    check_prompts(scorers.rewards, scorers.judges, work.prompts, work.prompts)
     for name, setting in work.settings.items():
         own = [unit for unit in units if unit.setting == name]
         if not own:

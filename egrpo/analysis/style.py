@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,8 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from egrpo.base.fonts import any_text
 
 COLUMN = 3.3  # inches
 STYLE: dict[Any, Any] = {
@@ -53,8 +54,7 @@ class Drawn:
 def save(folder: Path, name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
     """Draws a figure of `size` inches into `folder/NAME.png` (200 dpi) and `folder/NAME.pdf`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a prompt may hold any sign
+    with matplotlib.rc_context(STYLE), any_text():  # a prompt may hold any sign
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})

@@ -50,6 +50,9 @@ class Benchmark(Protocol):
     def missing(self, folder: Path) -> list[tuple[Item, int]]:
         """The images that an export has yet to draw."""
 
+    def warnings(self) -> list[str]:
+        """What the official evaluator will stumble over, a sentence each; told at an export."""
+
     def check(self, folder: Path) -> list[Problem]:
         """All that keeps the folder from being scored."""
 
@@ -57,7 +60,7 @@ class Benchmark(Protocol):
         """Scores what can be scored here.
 
         Raises:
-            FolderError: `check` finds something.
+            FolderError: `check` finds something; the error holds what could be scored all the same.
             ScoringError: a scorer failed; the error holds what the others gave.
         """
 
@@ -146,16 +149,24 @@ class FolderBenchmark:
         """See `Benchmark`."""
         return missing_images(folder, self.items())
 
+    def warnings(self) -> list[str]:
+        """See `Benchmark`."""
+        return []
+
     def check(self, folder: Path) -> list[Problem]:
         """See `Benchmark`."""
         return check_images(folder, self.items())
 
     def score(self, folder: Path) -> Scores:
-        """See `Benchmark`."""
-        self.require(folder)
+        """See `Benchmark`; what is wrong with one category loses no other."""
+        problems = self.check(folder)
+        if any(not problem.category for problem in problems):
+            raise FolderError(folder, problems)
         results: list[Result] = []
         faults: dict[str, list[str]] = {}
         for category, items in by_category(self.items()).items():
+            if any(problem.category == category for problem in problems):
+                continue
             if category not in self.scored_by:
                 log.warning("%s of %s cannot be scored here: run the official evaluator on it", category, self.name)
                 continue
@@ -163,6 +174,9 @@ class FolderBenchmark:
                 results.append(self.score_category(folder, category, items))
             except FAILURES as error:
                 faults.setdefault(str(error), []).append(category)
+        if problems:
+            told = [str(ScoringError(self.scores([]), faults))] if faults else []
+            raise FolderError(folder, problems, self.scores(results), told)
         if faults:
             raise ScoringError(self.scores(results), faults)
         return self.scores(results)

@@ -10,12 +10,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForQuestionAnswering
 
-from egrpo.benchmarks.language import load_parser, question
+from egrpo.base.tokens import plain_ids
+from egrpo.benchmarks.language import Parser, load_parser, question
 from egrpo.paths import resolve
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
 from egrpo.types import PromptRecord
 
+LEFT_OUT = ("top", "the side", "the left", "the right")  # chunks that name a place, about which it asks nothing
 MOST_CHUNKS = 8  # noun chunks that the official evaluator looks at
 LONGEST = 35  # tokens of a question, as official
 ANSWER_ROWS = 2  # rows that BLIP adds to BERT's vocabulary: [DEC], which begins an answer, and [ENC], a question
@@ -23,6 +25,8 @@ ANSWER_ROWS = 2  # rows that BLIP adds to BERT's vocabulary: [DEC], which begins
 
 class BlipVQA:
     """Product over a prompt's first 8 noun chunks of p(yes) / (p(yes) + p(no)) after "{chunk}?", 0..1.
+
+    Chunks that only name a place ("top", "the left") are left out, as officially.
 
     As `BLIP_vqa.py` of T2I-CompBench does it: the question's first token is [ENC], the answer's [DEC], and a prompt
     without chunks scores 1. Probabilities are not rounded to four places on the way, as they are there.
@@ -83,7 +87,7 @@ class BlipVQA:
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and their N records, of which the prompts are read -> [N] float32."""
         check_pairs(images, records)
-        questions = [[question(c) for c in self.parser.noun_chunks(r.prompt)[:MOST_CHUNKS]] for r in records]
+        questions = [questions_of(self.parser, record.prompt) for record in records]
         scores = torch.ones(len(images), dtype=torch.float32)
         for first in range(0, len(images), self.batch_size):
             rows = range(first, min(first + self.batch_size, len(images)))
@@ -101,10 +105,10 @@ class BlipVQA:
         """
         pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
         texts = [text for _, text in pairs]
-        questions = self.tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
+        questions = plain_ids(self.tokenizer, texts, truncation=True, max_length=LONGEST)
         by_length: dict[int, list[int]] = {}
-        for place, ids in enumerate(questions):
-            by_length.setdefault(len(ids), []).append(place)
+        for place, tokens in enumerate(questions):
+            by_length.setdefault(len(tokens), []).append(place)
         found, model = torch.zeros(len(pairs)), self._model
         with self.placement():
             seen = model.vision_model(pixel_values=pixels.to(self.placement.device, self.placement.dtype))[0]
@@ -125,6 +129,12 @@ class BlipVQA:
         starts = torch.full((len(ids), 1), self.dec, device=seen.device)
         logits = model.text_decoder(input_ids=starts, encoder_hidden_states=asked, return_dict=True).logits[:, 0]
         return torch.sigmoid(logits[:, self.yes].float() - logits[:, self.no].float()).cpu()
+
+
+def questions_of(parser: Parser, prompt: str) -> list[str]:
+    """What is asked about a prompt."""
+    chunks = [chunk for chunk in parser.noun_chunks(prompt) if chunk not in LEFT_OUT]
+    return [question(chunk) for chunk in chunks[:MOST_CHUNKS]]
 
 
 def scorer_folder(path: str | Path, name: str) -> Path:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPModel
 
+from egrpo.base.errors import UserError
+from egrpo.base.tokens import plain_ids
 from egrpo.benchmarks.blip_vqa import scorer_folder
 from egrpo.benchmarks.language import load_parser
 from egrpo.rewards.placement import Placement, check_batch_size, in_batches
@@ -79,11 +81,11 @@ class CLIPScore:
 
     def text_vectors(self, texts: Sequence[str]) -> Tensor:
         """[N, D] float32 of length 1, to be called within `with self.placement():`."""
-        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(self.placement.device)
-        if tokens["input_ids"].shape[1] > self.longest:
-            lengths = [len(self.tokenizer(text)["input_ids"]) for text in texts]
-            text, length = next((t, n) for t, n in zip(texts, lengths) if n > self.longest)
-            raise ValueError(f"the prompt {text!r} has {length} tokens, and CLIP reads {self.longest}: shorten it")
+        rows = plain_ids(self.tokenizer, list(texts))
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > self.longest:
+                raise UserError(f"the prompt {text!r} has {len(row)} tokens, and CLIP reads {self.longest}: shorten it")
+        tokens = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.placement.device)
         model: Any = self.placement.model
         output = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return normalize(model.text_projection(output.pooler_output).float(), dim=-1)

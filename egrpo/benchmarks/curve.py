@@ -6,7 +6,8 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from egrpo.benchmarks.results import Scores
 from egrpo.benchmarks.table import OVERALL, TableLayout
@@ -37,7 +38,8 @@ def save_curve(folder: Path, scores: Mapping[int, Scores], layout: TableLayout) 
     methods = list(dict.fromkeys(row[2] for row in shown))
     if not methods:
         return
-    figure, axes = plt.subplots(1, len(methods), figsize=(5.5 * len(methods), 4), squeeze=False)
+    figure = Figure(figsize=(5.5 * len(methods), 4))
+    axes = figure.subplots(1, len(methods), squeeze=False)
     for axis, method in zip(axes.flat, methods, strict=True):
         for category, heading in layout.columns.items():
             _line(axis, [row for row in shown if row[1:3] == (category, method)], heading, layout.scale)
@@ -49,7 +51,7 @@ def save_curve(folder: Path, scores: Mapping[int, Scores], layout: TableLayout) 
     save_figure(figure, folder / "curve.png")
 
 
-def _line(axis: plt.Axes, rows: list[Point], label: str, scale: float) -> None:
+def _line(axis: Axes, rows: list[Point], label: str, scale: float) -> None:
     """One category over steps, with its interval where there is one."""
     if not rows:
         return

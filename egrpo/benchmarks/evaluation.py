@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from egrpo.benchmarks.base import FAILURES, Benchmark
-from egrpo.benchmarks.export import told_label, told_manifest
+from egrpo.benchmarks.export import require_prompts, told_label, told_manifest
+from egrpo.benchmarks.items import FolderError
 from egrpo.benchmarks.results import FILE, Scores, ScoringError
 from egrpo.benchmarks.table import Table
 
@@ -33,16 +34,21 @@ def assess(folder: Path, benchmark: Benchmark, *, score: bool, read_back: bool, 
         score: Whether anything is scored here.
         read_back: Whether official results are read, where some lie in the folder.
         required: It is a failure where none do.
+
+    Raises:
+        UserError: the folder's images were drawn for other prompts.
     """
     manifest, failures = told_manifest(folder), []
+    if manifest is not None:
+        require_prompts(folder, manifest, benchmark.items())
     scores = _kept(folder, benchmark, Scores(benchmark.name, [], manifest=manifest))
     steps = [benchmark.read_back] if read_back and (required or benchmark.official_files(folder)) else []
     steps += [benchmark.score] if score else []
     for step in steps:
         try:
             scores = scores.merged(step(folder))
-        except ScoringError as error:
-            scores = scores.merged(error.scores)
+        except (ScoringError, FolderError) as error:
+            scores = scores if error.scores is None else scores.merged(error.scores)
             failures.append(str(error))
         except FAILURES as error:
             failures.append(str(error))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from egrpo.base.errors import UserError
 from egrpo.benchmarks.base import Benchmark
 from egrpo.benchmarks.items import OWN, Item
 from egrpo.benchmarks.manifest import Manifest, differences, text_hash, versions
+from egrpo.benchmarks.results import FILE as SCORES
 from egrpo.generation import BAR, DrawSettings, Request, batches, circumstances, device_name, draw
 from egrpo.generation.png import write_whole
 from egrpo.policies import model_hash
@@ -50,6 +54,7 @@ def export(
     *,
     batch_size: int = 32,
     shard: str = "1/1",
+    stamp: str | None = None,
 ) -> Exported:
     """Draws what is missing.
 
@@ -64,15 +69,18 @@ def export(
         label: Name of the model.
         batch_size: Images drawn at once.
         shard: The part of the batches that this process draws, "1/1" = all.
+        stamp: Of the request, kept with the images so that `already_there` knows it again; None = not known.
 
     Raises:
         ValueError: the folder holds images of other settings, or such that do not tell theirs.
     """
     items = benchmark.items()
+    for sentence in benchmark.warnings():
+        log.warning("%s", sentence)
     wanted = dict(zip(requests_of(items), [(item, k) for item in items for k in range(len(item.files))], strict=True))
     parts = batches(list(wanted), batch_size, shard)
     missing = {(item.key, k) for item, k in benchmark.missing(folder)}
-    claim(folder, manifest_of(policy, settings, items, model_hash(policy)), label, device_name(policy.device))
+    claim(folder, manifest_of(policy, settings, items, model_hash(policy)), label, device_name(policy.device), stamp)
     own = [request for part in parts for request in part]
     places = {request: (item.key, k) for request, (item, k) in wanted.items()}
     new, before = 0, len(wanted) - len(missing)
@@ -89,6 +97,45 @@ def export(
             bar.update(len(absent))
     left = len(wanted) - before - new
     return Exported(new, before, len(benchmark.missing(folder)) if left else 0)
+
+
+def already_there(folder: Path, benchmark: Benchmark, stamp: str | None) -> Exported | None:
+    """What `export` would say where it had nothing to draw, found out without a policy; None where that must decide."""
+    if stamp is None or not (folder / FILE).is_file():
+        return None
+    before, items = _read(folder / FILE), benchmark.items()
+    manifest = Manifest.from_dict(before["manifest"])
+    same = (before.get("request"), dict(manifest.versions)) == (stamp, versions())
+    drawn = (manifest.prompts, manifest.images_per_prompt) == (prompts_hash(items), images_per_prompt(items))
+    if not (same and drawn) or benchmark.missing(folder):
+        return None
+    return Exported(0, sum(len(item.files) for item in items), 0)
+
+
+@contextmanager
+def scoring(folder: Path) -> Iterator[bool]:
+    """Whether this process scores the folder; False while another one of those that share its drawing does."""
+    path = folder / FILE
+    if not path.is_file():
+        yield True
+        return
+    with path.open("r+b") as file:  # for writing: a shared disk locks nothing else
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): two processes may score it", path, error)
+        yield True
+
+
+def scored_since_drawn(folder: Path, benchmark: Benchmark) -> bool:
+    """Whether `scores.json` is newer than every image, so that another process has scored them all."""
+    if not (folder / SCORES).is_file():
+        return False
+    files = [folder / path for item in benchmark.items() for path in item.files]
+    return (folder / SCORES).stat().st_mtime_ns > max(path.stat().st_mtime_ns for path in files)
 
 
 def requests_of(items: Sequence[Item]) -> list[Request]:
@@ -108,16 +155,16 @@ def manifest_of(policy: JanusPolicy, settings: DrawSettings, items: Sequence[Ite
     templates = found.pop("templates")
     return Manifest(
         model=model,
-        prompts=text_hash(*[item.prompt for item in items]),
+        prompts=prompts_hash(items),
         template=text_hash(json.dumps(templates, sort_keys=True)),
-        images_per_prompt=max(len(item.files) for item in items),
+        images_per_prompt=images_per_prompt(items),
         versions=versions(),
         **{name: found.pop(name) for name in MANIFEST_FIELDS},
         drawing=found,
     )
 
 
-def claim(folder: Path, manifest: Manifest, label: str, device: str) -> None:
+def claim(folder: Path, manifest: Manifest, label: str, device: str, stamp: str | None = None) -> None:
     """Writes the folder's manifest, or compares with the one that is there.
 
     Raises:
@@ -127,6 +174,7 @@ def claim(folder: Path, manifest: Manifest, label: str, device: str) -> None:
     if not path.is_file():
         _refuse_untold(folder)
         content = {"label": label, "device": device, "manifest": asdict(manifest)}
+        content |= {"request": stamp} if stamp else {}
         write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         return
     before = _read(path)
@@ -146,6 +194,25 @@ def told_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder; None where it has none. Raises a ValueError where it cannot be read."""
     path = folder / FILE
     return Manifest.from_dict(_read(path)["manifest"]) if path.is_file() else None
+
+
+def require_prompts(folder: Path, manifest: Manifest, items: Sequence[Item]) -> None:
+    """Raises a UserError unless the folder's images were drawn for these prompts, in this order and number."""
+    drawn = (manifest.prompts, manifest.images_per_prompt)
+    if drawn != (prompts_hash(items), images_per_prompt(items)):
+        raise UserError(
+            f"the images in {folder} were drawn for other prompts, in another order or number, than this benchmark "
+            "has: name the prompts that they were drawn for (benchmark, benchmark.prompts, benchmark.limit, "
+            "benchmark.images_per_prompt)"
+        )
+
+
+def prompts_hash(items: Sequence[Item]) -> str:
+    return text_hash(*[item.prompt for item in items])
+
+
+def images_per_prompt(items: Sequence[Item]) -> int:
+    return max(len(item.files) for item in items)
 
 
 def told_label(folder: Path) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from egrpo.base.errors import UserError
+from egrpo.base.lines import read_lines
 from egrpo.benchmarks.base import FolderBenchmark, prompt_source
 from egrpo.benchmarks.items import Item, Problem
 from egrpo.benchmarks.result_files import json_lines, require_all
@@ -50,7 +52,10 @@ class GenEval(FolderBenchmark):
         source = prompt_source(self.prompts, "GenEval's prompts/evaluation_metadata.jsonl")
         if not source.is_file():
             raise ValueError(f"{source} is no file: name GenEval's evaluation_metadata.jsonl inside it")
-        lines = [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = [line for line in read_lines(source) if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{source} is not UTF-8 ({error}): save it as UTF-8") from error
         if not lines:
             raise ValueError(f"{self.prompts} holds no prompts: name GenEval's evaluation_metadata.jsonl")
         return [self._item(number, line) for number, line in enumerate(lines)]
@@ -96,13 +101,19 @@ class GenEval(FolderBenchmark):
         path = folder / RESULTS
         if not path.is_file():
             raise ValueError(f"{folder} has no {RESULTS}: run the official evaluator with --outfile {path}")
+        items = self.items()
+        asked = {name: item for item in items for name in item.files}
         right: dict[str, bool] = {}
         for number, row in enumerate(json_lines(path), start=1):
             found = IMAGE.search(str(row.get("filename", "")).replace("\\", "/"))
             if not found or not isinstance(row.get("correct"), bool):
-                raise ValueError(f"{path}, line {number}, has no filename of a sample with correct true or false")
+                raise UserError(f"{path}, line {number}, has no filename of a sample with correct true or false")
+            fault = _other_prompt(row, asked.get(found[1]))
+            if right.get(found[1], row["correct"]) != row["correct"]:
+                fault = "says the opposite of an earlier line for the same image"
+            if fault:
+                raise UserError(f"{path}, line {number} ({found[1]}), {fault}: run the official evaluator again")
             right[found[1]] = row["correct"]
-        items = self.items()
         require_all(path, right, [name for item in items for name in item.files], "image")
         results = []
         for tag in dict.fromkeys(item.category for item in items):
@@ -110,6 +121,16 @@ class GenEval(FolderBenchmark):
             values = [float(right[name]) for item in part for name in item.files]
             results.append(self.result(tag, part, values, self.method, ""))
         return self.scores(results)
+
+
+def _other_prompt(row: Mapping[str, Any], item: Item | None) -> str:
+    """How a line of results contradicts the prompt that its image is of; "" where it does not."""
+    if item is None:
+        return ""
+    for name, own in (("tag", item.category), ("prompt", item.prompt)):
+        if name in row and row[name] != own:
+            return f"is of the {name} {row[name]!r}, and benchmark.prompts has {own!r} there"
+    return ""
 
 
 def metadata_fault(row: Any) -> str:

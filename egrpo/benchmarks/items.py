@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from egrpo.base.errors import UserError
 from egrpo.types import PromptRecord
 
 OWN = "egrpo"  # folder for what official evaluators must not see: manifest, answers of judges, files being written
@@ -43,20 +45,30 @@ class Problem:
     where: str
     fault: str
     mend: str
+    category: str = ""  # the only one that it keeps from being scored; "" = all
 
     def __str__(self) -> str:
         return f"{self.where}: {self.fault}; mend: {self.mend}"
 
 
-class FolderError(ValueError):
-    """An exported folder that cannot be scored; `problems` holds every fault."""
+class FolderError(UserError):
+    """An exported folder that cannot be scored; `problems` holds every fault.
 
-    def __init__(self, folder: Path, problems: Sequence[Problem]) -> None:
-        self.problems = list(problems)
+    Args:
+        folder: The export.
+        problems: What is wrong with it.
+        scores: Those of the categories that nothing is wrong with; None = none were taken.
+        others: Further sentences, of categories whose scorers failed.
+    """
+
+    def __init__(
+        self, folder: Path, problems: Sequence[Problem], scores: Any = None, others: Sequence[str] = ()
+    ) -> None:
+        self.problems, self.scores = list(problems), scores
         lines = [f"  {problem}" for problem in self.problems[:SHOWN]]
         if len(self.problems) > SHOWN:
             lines.append(f"  ... and {len(self.problems) - SHOWN} more")
-        super().__init__(f"{folder} cannot be scored as it is:\n" + "\n".join(lines))
+        super().__init__("\n".join([f"{folder} cannot be scored as it is:", *lines, *others]))
 
 
 def write_image(folder: Path, item: Item, number: int, image: Image.Image) -> None:
@@ -100,28 +112,40 @@ def check_images(folder: Path, items: Sequence[Item]) -> list[Problem]:
         absent = [path for path in wanted if not (folder / path).is_file()]
         if len(absent) == len(wanted):
             fault = f"the category {category!r} is missing: none of its {len(wanted)} images is there"
-            problems.append(Problem(str(folder), fault, "export it, or leave its prompts out"))
+            problems.append(Problem(str(folder), fault, "export it, or leave its prompts out", category))
             continue
         if absent:
             fault = f"{len(wanted) - len(absent)} images of {category!r} are there, {len(wanted)} are expected"
-            problems.append(Problem(absent[0], fault, "run the export again: it draws what is missing"))
-        problems += _faults_of_files(folder, part)
+            problems.append(Problem(absent[0], fault, "run the export again: it draws what is missing", category))
+        problems += [replace(problem, category=category) for problem in _faults_of_files(folder, part)]
     return problems + _surplus(folder, items)
 
 
 def image_fault(path: Path) -> str:
     """Why an image cannot be read; "" where it can."""
+    return checked_image(path)[1]
+
+
+def checked_image(path: Path) -> tuple[bytes, str]:
+    """A file's content, and why it is no whole image, "" where it is one."""
+    data, _, fault = _decoded(path)
+    return data, fault
+
+
+def _decoded(path: Path) -> tuple[bytes, Image.Image | None, str]:
+    """Content, image and fault of a file, which is read and decoded once."""
+    data = b""
     try:
-        with Image.open(path) as image:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if image.format == "PNG" and PNG_END not in path.read_bytes()[-64:]:
-                return "ends before its end, perhaps it is half-written"  # PIL reads on where pixels are complete
+            if image.format == "PNG" and PNG_END not in data[-64:]:
+                return data, None, "ends before its end, perhaps it is half-written"  # PIL reads on if pixels are there
+            return data, image, ""
     except FileNotFoundError:
-        return "is not there"
+        return data, None, "is not there"
     except (OSError, SyntaxError, ValueError) as error:  # PIL tells broken PNGs by SyntaxError too
-        empty = path.is_file() and not path.stat().st_size
-        return "is empty" if empty else f"cannot be read ({error})"
-    return ""
+        return data, None, f"cannot be read ({error})" if data or not path.is_file() else "is empty"
 
 
 def read_images(folder: Path, paths: Sequence[str]) -> list[Image.Image]:
@@ -132,11 +156,10 @@ def read_images(folder: Path, paths: Sequence[str]) -> list[Image.Image]:
     """
     images = []
     for path in paths:
-        fault = image_fault(folder / path)
-        if fault:
-            raise ValueError(f"the image {folder / path} {fault}: delete it and run the export again")
-        with Image.open(folder / path) as image:
-            images.append(image.convert("RGB"))
+        _, image, fault = _decoded(folder / path)
+        if image is None:
+            raise UserError(f"the image {folder / path} {fault}: delete it and run the export again")
+        images.append(image.convert("RGB"))
     return images
 
 
@@ -184,9 +207,12 @@ def _faults_of_files(folder: Path, items: Sequence[Item]) -> list[Problem]:
 def _surplus(folder: Path, items: Sequence[Item]) -> list[Problem]:
     """Files beside the images that no prompt asks for: official evaluators would count them, or fail on them."""
     wanted = {path for item in items for path in item.files}
-    folders = Counter(os.path.dirname(path) for path in wanted)
+    folders: dict[str, set[str]] = {}  # and the categories in each
+    for item in items:
+        for path in item.files:
+            folders.setdefault(os.path.dirname(path), set()).add(item.category)
     problems = []
-    for name in folders:
+    for name, categories in folders.items():
         if not name:  # images lie in the export's root, beside results and notes: other images only
             names = [p.name for p in folder.glob("*.png")]
         else:
@@ -194,7 +220,8 @@ def _surplus(folder: Path, items: Sequence[Item]) -> list[Problem]:
         strange = sorted(path for path in (f"{name}/{n}".lstrip("/") for n in names) if path not in wanted)
         if strange:
             fault = f"belongs to no prompt (one of {len(strange)} such files), and the official evaluator would read it"
-            problems.append(Problem(strange[0], fault, "delete them, or name the prompts that they were drawn for"))
+            mend = "delete them, or name the prompts that they were drawn for"
+            problems.append(Problem(strange[0], fault, mend, min(categories) if len(categories) == 1 else ""))
     return problems
 
 

@@ -6,8 +6,8 @@ The exchange, one POST to `{base_url}/chat/completions` for each image:
                {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}]}], "temperature": 0, ...}
     answer    200 {"choices": [{"message": {"content": "..."}}], "usage": {"prompt_tokens": n, "completion_tokens": n}}
 
-Every usable answer is kept in a file named by the hash of all that decides it, before the next question is asked: what
-was answered once is never paid for twice.
+Every usable answer is kept in a file named by the hash of all that decides it, the server's address among it, before
+the next question is asked: what was answered once is never paid for twice.
 """
 
 from __future__ import annotations
@@ -18,21 +18,28 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
+from egrpo.base.errors import UserError
 from egrpo.benchmarks.answers import Answer, keep_answer, kept_answer
-from egrpo.benchmarks.items import image_fault
+from egrpo.benchmarks.items import checked_image
 from egrpo.benchmarks.rubric import BadAnswerError, shown
-from egrpo.rewards.http import LONGEST_BACKOFF, LONGEST_RETRY_AFTER, retry_after
+from egrpo.rewards.http import ASKED_AGAIN, LONGEST_BACKOFF, LONGEST_RETRY_AFTER, retry_after
 from egrpo.servers import checked_url, secret
 
 MILLION = 1_000_000
 TOLD = 5  # failed questions that a message lists
+
+OWN_FIELDS = {"model", "messages", "stream", "n"}
+CUT = {  # values of finish_reason under which an answer is not whole
+    "length": "it is longer than the server or benchmark.judge.max_tokens allows; raise that",
+    "content_filter": "the server's filter took it away",
+}
 
 log = logging.getLogger(__name__)
 Scores = TypeVar("Scores")
@@ -76,9 +83,10 @@ class ChatJudge:
             never logged or saved; None = the server needs none.
         concurrency: Questions in flight at most.
         timeout: Seconds for connecting, and for each wait on the server.
-        retries: Further attempts after connection errors, timeouts, 429, 5xx and answers that cannot be used.
+        retries: Further attempts after connection errors, timeouts, 408, 425, 429, 5xx and answers that cannot be used.
         backoff: Seconds before the first of them, doubled each time, with jitter of half to one and a half.
-        temperature, max_tokens: Of the answer.
+        temperature, max_tokens, max_completion_tokens: Of the answer; None leaves a field out of the request.
+        extra_body: Further fields of the request, as the server documents them; a field that is None is left out.
         prompt_price, completion_price: Of a million tokens, in any currency; None = cost is not told.
 
     Raises:
@@ -95,23 +103,31 @@ class ChatJudge:
         timeout: float = 120.0,
         retries: int = 4,
         backoff: float = 1.0,
-        temperature: float = 0.0,
-        max_tokens: int = 2000,
+        temperature: float | None = 0.0,
+        max_tokens: int | None = 2000,
+        max_completion_tokens: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
         prompt_price: float | None = None,
         completion_price: float | None = None,
     ):
         self.url, self.model = _chat_url(base_url), model
         if not model:
             raise ValueError("the judge has no model: set benchmark.judge.model=NAME, as the server calls it")
-        if min(concurrency, max_tokens) < 1 or retries < 0 or timeout <= 0 or backoff < 0:
-            raise ValueError(
-                f"benchmark.judge: concurrency={concurrency} and max_tokens={max_tokens} must be at least 1, "
+        limits = [limit for limit in (max_tokens, max_completion_tokens) if limit is not None]
+        if min(concurrency, *limits) < 1 or retries < 0 or timeout <= 0 or backoff < 0:
+            raise UserError(
+                f"benchmark.judge: concurrency={concurrency}, max_tokens={max_tokens} and "
+                f"max_completion_tokens={max_completion_tokens} must be at least 1, "
                 f"retries={retries} and backoff={backoff} not below 0, timeout={timeout} above 0"
             )
+        if own := sorted(OWN_FIELDS & set(extra_body or {})):
+            raise UserError(f"benchmark.judge.extra_body: {', '.join(own)} cannot be set there; leave it out")
         if (prompt_price is None) != (completion_price is None):
             raise ValueError("benchmark.judge: give both prompt_price and completion_price, or neither")
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
-        self.temperature, self.max_tokens = temperature, max_tokens
+        settings = {"temperature": temperature, "max_tokens": max_tokens}
+        settings |= {"max_completion_tokens": max_completion_tokens, **(extra_body or {})}
+        self.settings = {name: value for name, value in settings.items() if value is not None}
         self.prices = None if prompt_price is None or completion_price is None else (prompt_price, completion_price)
         self._key = secret(key_env, "benchmark.judge.key_env")
         self._jitter = random.Random()  # an own one: the global stream belongs to the experiment
@@ -162,12 +178,8 @@ class ChatJudge:
 
     async def _one(self, client, folder, question, read, cache, stop):
         """Scores, the answer they are read from, and whether it was kept."""
-        path = folder / question.file
-        fault = image_fault(path)
-        if fault:
-            raise _FailedError(f"the image {path} {fault}")
-        body = self._body(question.text, path)
-        kept = cache / f"{hashlib.sha256(body).hexdigest()}.json"
+        body = self._body(question.text, folder / question.file)
+        kept = cache / f"{hashlib.sha256(f'POST {self.url} '.encode() + body).hexdigest()}.json"
         if (answer := kept_answer(kept)) is not None:
             try:
                 return read(answer.content), answer, True
@@ -193,13 +205,16 @@ class ChatJudge:
         raise _FailedError(f"{told}, {self.retries + 1} times" if self.retries else told)
 
     def _body(self, text: str, path: Path) -> bytes:
-        image = base64.b64encode(path.read_bytes()).decode("ascii")
+        data, fault = checked_image(path)
+        if fault:
+            raise _FailedError(f"the image {path} {fault}")
+        image = base64.b64encode(data).decode("ascii")
         content = [
             {"type": "text", "text": text},
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
         ]
-        settings = {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
-        return json.dumps({**settings, "messages": [{"role": "user", "content": content}]}, sort_keys=True).encode()
+        question = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        return json.dumps({**self.settings, **question}, sort_keys=True).encode()
 
     async def _post(self, client: httpx.AsyncClient, body: bytes) -> tuple[Answer | None, float, str]:
         """An answer, or None with the seconds that the server asks to wait and what went wrong."""
@@ -214,19 +229,20 @@ class ChatJudge:
             fault, asked = f"{self.url} answered status {status}: {text}", retry_after(response)
             if status in (401, 403, 404):
                 raise _RefusedError(fault)
-            if status != 429 and status < 500:
+            if status not in ASKED_AGAIN and status < 500:
                 raise _FailedError(fault)
             if asked > LONGEST_RETRY_AFTER:
                 raise _RefusedError(f"{fault}, and asks to wait {asked:.0f} s")
             return None, asked, fault
         try:
             row = response.json()
-            content, usage = row["choices"][0]["message"]["content"], row.get("usage") or {}
+            choice, usage = row["choices"][0], row.get("usage") or {}
+            content, finish = content_of(choice["message"]["content"]), choice.get("finish_reason")
             tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-            if not isinstance(content, str):
-                raise TypeError("its content is no text")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             return None, 0.0, f"{self.url} answered no chat completion ({type(error).__name__}: {error}): {text}"
+        if finish in CUT:
+            return None, 0.0, f"{self.url} ended its answer early (finish_reason {finish!r}: {CUT[finish]}): {text}"
         return Answer(content, *tokens), 0.0, ""
 
     def _bill(self, done: Sequence[tuple[Any, Answer, bool]]) -> Bill:
@@ -254,6 +270,20 @@ class ChatJudge:
     def _hidden(self, text: str) -> str:
         """`text` without the key, which a server may have echoed."""
         return text.replace(self._key, "***") if self._key else text
+
+
+def content_of(content: Any) -> str:
+    """The text of a message's content: a string, or a list of parts, of which those of the type text are read.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if part.get("type") in ("text", "output_text")]
+        content = "".join(texts) if texts and all(isinstance(text, str) for text in texts) else None
+    if not isinstance(content, str):
+        raise TypeError("its content is no text")
+    return content
 
 
 def _chat_url(base_url: str) -> str:

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from egrpo.base.errors import UserError
+from egrpo.base.lines import read_lines
+
 
 def json_list(path: Path) -> list[dict[str, Any]]:
     """A JSON file that holds a list of objects.
@@ -16,7 +19,7 @@ def json_list(path: Path) -> list[dict[str, Any]]:
         ValueError: it holds something else, or half of it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
         raise _unusable(path, f"cannot be read ({error}), perhaps it is half-written") from error
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
@@ -32,7 +35,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     """
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (ValueError, OSError) as error:
         raise _unusable(path, f"cannot be read ({error})") from error
     for number, line in enumerate(lines, start=1):
@@ -48,19 +51,24 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def numbered_scores(path: Path, count: int) -> list[float]:
+def numbered_scores(path: Path, count: int, lowest: float = 0.0) -> list[float]:
     """Scores of images 0..count-1 from [{"question_id": 0, "answer": "0.5"}, ...] in any order (T2I-CompBench).
 
+    Args:
+        path: The file.
+        count: How many images there are.
+        lowest: The lowest score there can be: 0, or -1 for a cosine.
+
     Raises:
-        ValueError: an image has no score or two, there are scores of other images, or one is outside 0..1.
+        UserError: an image has no score or two, there are scores of other images, or one is outside lowest..1.
     """
     found: dict[int, float] = {}
     for row in json_list(path):
         number, value = row.get("question_id"), number_of(row.get("answer"))
         if not isinstance(number, int) or value is None:
             raise _unusable(path, f"{row} has no whole question_id with a number as answer")
-        if not -1e-6 <= value <= 1 + 1e-6:
-            raise _unusable(path, f"image {number} has the score {value}, outside 0..1")
+        if not lowest - 1e-6 <= value <= 1 + 1e-6:
+            raise _unusable(path, f"image {number} has the score {value}, outside {lowest:g}..1")
         if number in found:
             raise _unusable(path, f"image {number} is scored twice")
         found[number] = value
@@ -95,5 +103,5 @@ def first_of(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _unusable(path: Path, fault: str) -> ValueError:
-    return ValueError(f"the result file {path} {fault}: run the official evaluator again")
+def _unusable(path: Path, fault: str) -> UserError:
+    return UserError(f"the result file {path} {fault}: run the official evaluator again")

@@ -10,20 +10,28 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from egrpo.checkpoints import all_checkpoints
-from egrpo.policies import is_export, load_policy, load_untouched, run_of
+from egrpo.policies import is_export, load_policy, load_untouched, run_of, weights_stamp
 from egrpo.policy import JanusPolicy
 
 ALL = "all"
 
 
+def unknown() -> None:
+    """The stamp of weights that only loading tells."""
+
+
 @dataclass(frozen=True)
 class State:
-    """Weights to evaluate: what they are called, where their images go, how they are loaded, at which step."""
+    """Weights to evaluate: what they are called, where their images go, how they are loaded, at which step.
+
+    `stamp` tells the weights without loading them, as `egrpo.policies.weights_stamp`.
+    """
 
     label: str
     folder: Path
     load: Callable[[], JanusPolicy]
     step: int = 0
+    stamp: Callable[[], str | None] = unknown
 
 
 def states(
@@ -49,7 +57,8 @@ def states(
     """
     if checkpoints is None:
         label = label or (name if ckpt_path is None else run_label(ckpt_path))
-        yield State(label, folder, partial(load_policy, model, ckpt_path, given=given))
+        stamp_of_one = partial(weights_stamp, model, ckpt_path, given=given)
+        yield State(label, folder, partial(load_policy, model, ckpt_path, given=given), stamp=stamp_of_one)
         return
     if checkpoints != ALL or ckpt_path is None:
         raise ValueError(
@@ -60,7 +69,8 @@ def states(
     for step in dict.fromkeys([0, *found]):
         source = found.get(step)
         load = partial(load_policy, model, source) if source else partial(load_untouched, model, ckpt_path)
-        yield State(f"step {step}", folder / f"step_{step:06d}", partial(load, given=given), step)
+        stamp: Callable[[], str | None] = partial(weights_stamp, model, source, given=given) if source else unknown
+        yield State(f"step {step}", folder / f"step_{step:06d}", partial(load, given=given), step, stamp)
 
 
 def run_label(ckpt_path: str) -> str:

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from egrpo.base.errors import UserError
+from egrpo.base.lines import read_lines
 from egrpo.benchmarks.base import FolderBenchmark, by_category, prompt_source
 from egrpo.benchmarks.items import OWN, Item
 from egrpo.benchmarks.result_files import first_of, numbered_scores
-from egrpo.benchmarks.results import Result, Scores
+from egrpo.benchmarks.results import Result, Scores, ScoringError
 from egrpo.types import PromptRecord
 
 LONGEST_NAME = 255  # bytes of a file name on common file systems
 TAIL = "_000000.png"
 UNSAFE = {"/": " ", "_": " ", "\0": " "}  # no file name holds / or NUL; the evaluator ends a prompt at the first _
 RENAMED = f"{OWN}/renamed.jsonl"
+READ_BY_CLIP, CLIP_TOKENS = ("non_spatial", "complex"), 77  # categories that CLIP scores; tokens that it reads
+NAMELESS = "prompt"  # in the file name of a prompt of which nothing else is left
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +39,12 @@ class OfficialFile:
     Args:
         method: Its name in the table.
         files: Paths within the category's folder; the first that is there is read.
+        lowest: The lowest score that it gives: 0, or -1 for a cosine.
     """
 
     method: str
     files: Sequence[str]
+    lowest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,18 @@ class T2ICompBench(FolderBenchmark):
             items.append(Item(f"{category}/{row:05d}", record, category, files))
         return items
 
+    def warnings(self) -> list[str]:
+        """Prompts at which the official CLIP_similarity.py fails, and with them their whole category."""
+        found = []
+        for item in self.items():
+            tokens = 2 + clip_tokens(item.record.extra["stem"])
+            if item.category in READ_BY_CLIP and tokens > CLIP_TOKENS:
+                found.append(
+                    f"the prompt {item.prompt!r} of {item.category} has about {tokens} tokens of CLIP, and above "
+                    f"{CLIP_TOKENS} the official CLIP_similarity.py fails on the whole category: shorten it"
+                )
+        return found
+
     def write_image(self, folder, item, number, image) -> None:
         """See `Benchmark`; prompts that a file name cannot carry are told in `egrpo/renamed.jsonl`."""
         super().write_image(folder, item, number, image)
@@ -178,17 +197,25 @@ class T2ICompBench(FolderBenchmark):
         """What official evaluators left in the categories' folders.
 
         Raises:
-            ValueError: no category has results, or those of one do not fit its images.
+            UserError: no category has results.
+            ScoringError: those of a category do not fit its images; the error holds the others.
         """
         results = []
+        faults: dict[str, list[str]] = {}
         for category, items in by_category(self.items()).items():
             official = self.official.get(category)
             path = first_of(folder / category, official.files) if official else None
             if official is None or path is None:
                 log.warning("no official results for %s in %s", category, folder)
                 continue
-            values = numbered_scores(path, sum(len(item.files) for item in items))
+            try:
+                values = numbered_scores(path, sum(len(item.files) for item in items), official.lowest)
+            except UserError as error:
+                faults.setdefault(str(error), []).append(category)
+                continue
             results.append(self.result(category, items, values, official.method, ""))
+        if faults:
+            raise ScoringError(self.scores(results), faults)
         if not results:
             wanted = ", ".join(f"{c}/{o.files[0]}" for c, o in self.official.items())
             raise ValueError(f"{folder} holds no official results: run the official evaluators, which leave {wanted}")
@@ -202,9 +229,11 @@ def prompt_lines(path: Path) -> list[str]:
         ValueError: a line before the last is empty, the file is not UTF-8, or it holds nothing.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = read_lines(path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
     prompts = [line.split("\t")[0].strip() for line in lines]
     if not prompts:
         raise ValueError(f"{path} holds no prompts: write one a line")
@@ -213,17 +242,23 @@ def prompt_lines(path: Path) -> list[str]:
     return prompts
 
 
+def clip_tokens(text: str) -> int:
+    """Tokens that CLIP makes of a text at least, without begin and end: one a word, a digit, or another sign."""
+    pieces = re.findall(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\w\s]|_", text.lower())
+    return sum(max(1, sum(not sign.isascii() for sign in piece)) for piece in pieces)
+
+
 def file_stem(prompt: str) -> str:
     """The prompt as a file name can carry it and the official evaluator will read it.
 
-    "/" and "_" become blanks; what is too long ends at a word.
+    "/" and "_" become blanks; what is too long ends at a word; what leaves nothing is called "prompt".
     """
     if not set(prompt) & set(UNSAFE) and len(prompt.encode()) <= LONGEST_NAME - len(TAIL):
         return prompt
     text = " ".join("".join(UNSAFE.get(character, character) for character in prompt).split())
     room = LONGEST_NAME - len(TAIL)
     if len(text.encode()) <= room:
-        return text
+        return text or NAMELESS
     cut = text.encode()[: room + 1].decode(errors="ignore")
     return cut.rsplit(" ", 1)[0] if " " in cut else cut.encode()[:room].decode(errors="ignore")
 

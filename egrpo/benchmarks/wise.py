@@ -9,11 +9,13 @@ verified set has one score, 0 or 1.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from egrpo.base.errors import UserError
 from egrpo.benchmarks.base import FolderBenchmark, by_category, prompt_source
 from egrpo.benchmarks.items import OWN, Item
 from egrpo.benchmarks.judge import ChatJudge, Question
@@ -24,13 +26,17 @@ from egrpo.types import PromptRecord
 
 KEYS = ("Prompt", "Explanation", "Category", "Subcategory", "prompt_id")
 FAILED = 999
+REWRITTEN = "_rewrite"  # ends the name of a file with easier prompts of the same ids
+
+log = logging.getLogger(__name__)
 
 
 class Wise(FolderBenchmark):
     """The benchmark from the user's copy of the JSON files.
 
     Args:
-        prompts: Folder with the JSON files (or one of them); files that hold no WISE prompts are passed over.
+        prompts: Folder with the JSON files (or one of them); files that hold no WISE prompts are passed over, and so is
+            `X_rewrite.json` beside `X.json`: the same ids with the answer in the prompt.
         parts: Category -> its first and last prompt_id.
         rubric: What is asked of the judge and how its answers make a score.
         official: Name of the official judge in the table.
@@ -66,7 +72,7 @@ class Wise(FolderBenchmark):
         """
         rows: dict[int, Mapping[str, Any]] = {}
         source = prompt_source(self.prompts, "WISE's data folder")
-        for path in [source] if source.is_file() else sorted(source.glob("*.json")):
+        for path in [source] if source.is_file() else _own_files(source):
             for row in _prompt_rows(path):
                 number = row["prompt_id"]
                 if number in rows and dict(rows[number]) != dict(row):
@@ -122,14 +128,17 @@ class Wise(FolderBenchmark):
         files = self.official_files(folder)
         if not files:
             raise ValueError(f"{folder} holds no official WISE results (*_scores*.jsonl): run the official evaluator")
+        items = self.items()
+        records = {item.key: item.record for item in items}
         values: dict[str, float] = {}
         for path in files:
             for number, row in enumerate(json_lines(path), start=1):
                 key, value = self._official_row(path, number, row)
+                if key in records and (fault := _other_prompt(row, records[key])):
+                    raise UserError(f"{path}, line {number}: {fault}: name the set of prompts that was judged")
                 if values.get(key, value) != value:
                     raise ValueError(f"{path}, line {number}: prompt_id {key} has another score in an earlier file")
                 values[key] = value
-        items = self.items()
         require_all(files[0].parent, values, [item.key for item in items], "prompt_id")
         return self.scores(self._results(items, values, self.official, ""))
 
@@ -156,6 +165,25 @@ class Wise(FolderBenchmark):
             self.result(category, part, [values[item.key] for item in part], method, stand_in)
             for category, part in by_category(items).items()
         ]
+
+
+def _other_prompt(row: Mapping[str, Any], record: PromptRecord) -> str:
+    """How a line of results contradicts the prompt that it is about; "" where it does not."""
+    own = {**record.extra, "prompt": record.prompt}
+    for name in ("Subcategory", "prompt"):
+        if name in row and row[name] != own[name]:
+            return f"prompt_id {row['prompt_id']} has the {name} {row[name]!r}, and benchmark.prompts has {own[name]!r}"
+    return ""
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The JSON files of a folder without rewritten copies of others."""
+    paths = sorted(folder.glob("*.json"))
+    stems = {path.stem for path in paths}
+    copies = [p for p in paths if p.stem.endswith(REWRITTEN) and p.stem.removesuffix(REWRITTEN) in stems]
+    if copies:
+        log.info("%s: rewritten prompts are not used (%s)", folder, ", ".join(path.name for path in copies))
+    return [path for path in paths if path not in copies]
 
 
 def _prompt_rows(path: Path) -> list[Mapping[str, Any]]:

@@ -2,20 +2,20 @@
 
 Required keys: `prompt`, `task_type` and `nouns` (an empty list says that there is nothing to detect).
 Optional keys: `attr_nouns`, `spatial_info`, `numeracy_info`; null counts as absent. The task types `spatial` and
-`numeracy` need their own info, about objects that are among `nouns` and in a locality of `LOCALITIES`: elsewhere the
-detector would find nothing, whatever the image. Other tasks may carry either info, unchecked against `nouns`. Any other
-key goes to `extra`.
+`numeracy` need their own info; whether a reward can judge what it asks for is for the reward to say (`check` of
+`egrpo.rewards.base.Reward`). Any other key goes to `extra`.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
 from egrpo.types import TASK_TYPES, PromptRecord
 
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # all but tabs and ends of lines
 SPATIAL_KEYS = ("obj1", "obj2", "locality")
 # Those that the detector's rules judge (egrpo.rewards.detection_rules).
 LOCALITIES = (
@@ -29,10 +29,7 @@ Fault = tuple[str, str]  # what is wrong, how to mend it
 
 
 def faults_of(row: Any) -> list[Fault]:
-    """Every fault of one line's JSON value; an empty list means that `record_of` may be called.
-
-    Whether the detector knows what a row asks for is told of rows that are well-formed.
-    """
+    """Every fault of one line's JSON value; an empty list means that `record_of` may be called."""
     if not isinstance(row, dict):
         return [(f"is {_kind(row)}, not an object", 'write {"prompt": ..., "nouns": [...], "task_type": ...}')]
     faults = [*_prompt_faults(row), *_task_faults(row)]
@@ -42,7 +39,7 @@ def faults_of(row: Any) -> list[Fault]:
         faults += _spatial_faults(row["spatial_info"])
     if row.get("numeracy_info") is not None:
         faults += _numeracy_faults(row["numeracy_info"])
-    return faults or list(_unjudged_faults(row))
+    return faults
 
 
 def record_of(row: dict[str, Any]) -> PromptRecord:
@@ -60,6 +57,8 @@ def _prompt_faults(row: dict[str, Any]) -> Iterator[Fault]:
         yield '"prompt" is empty', "write the text to draw, or remove the line"
     elif not _is_text(row["prompt"]):
         yield '"prompt" holds half a surrogate pair', "write the character itself instead of \\ud..., or remove it"
+    elif found := CONTROL.search(row["prompt"]):
+        yield f'"prompt" holds the control character U+{ord(found[0]):04X}', "remove it"
 
 
 def _task_faults(row: dict[str, Any]) -> Iterator[Fault]:
@@ -108,26 +107,6 @@ def _numeracy_faults(info: Any) -> Iterator[Fault]:
         number = entry.get("num")
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             yield f'entry {place} of "numeracy_info" has no positive whole "num"', 'add "num": 1 or more, unquoted'
-
-
-def _unjudged_faults(row: dict[str, Any]) -> Iterator[Fault]:
-    """What keeps the detector from judging a row that is well-formed: names it does not look for, no rule."""
-    named: list[tuple[str, str]] = []
-    if row["task_type"] == "spatial":
-        info = row["spatial_info"]
-        named = [(f'"{key}" of "spatial_info"', info[key]) for key in ("obj1", "obj2")]
-        if info["locality"] not in LOCALITIES:
-            near = get_close_matches(info["locality"].lower(), LOCALITIES, n=1)
-            hint = f'did you mean "{near[0]}"? ' if near else ""
-            fault = f'"locality" of "spatial_info" is {info["locality"]!r}, for which there is no rule'
-            yield fault, f"{hint}valid are {', '.join(LOCALITIES)}"
-    elif row["task_type"] == "numeracy":
-        items = enumerate(row["numeracy_info"], start=1)
-        named = [(f'"obj_name" in entry {place} of "numeracy_info"', item["obj_name"]) for place, item in items]
-    for where, name in named:
-        if name not in row["nouns"]:
-            fault = f'{where} is {name!r}, which is not among its "nouns"'
-            yield fault, f'add {json.dumps(name, ensure_ascii=False)} to "nouns", spelt alike, or change the task'
 
 
 def _is_text(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -87,6 +89,12 @@ def chosen(
 def identity(policy: JanusPolicy, settings: DrawSettings) -> dict[str, Any]:
     """All that decides what a prompt and an index become, as plain values that JSON keeps."""
     return {"model_hash": model_hash(policy), **circumstances(policy, settings)}
+
+
+def request_stamp(weights: str | None, seed: int, *settings: Any) -> str | None:
+    """A hash of a whole request for images but its prompts, from `egrpo.policies.weights_stamp`; None where that is."""
+    told = json.dumps([weights, seed, *settings], sort_keys=True, default=str)
+    return None if weights is None else hashlib.sha256(told.encode()).hexdigest()
 
 
 def circumstances(policy: JanusPolicy, settings: DrawSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from egrpo.generation.drawing import DrawSettings, draw, identity
 from egrpo.generation.png import versions
 from egrpo.generation.requests import Request, prompt_name
 from egrpo.generation.sheets import MOST, sheet_png
-from egrpo.generation.store import Row, Store
+from egrpo.generation.store import MANIFEST, Row, Store
 from egrpo.policy import JanusPolicy
 
 BAR = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed} gone, {remaining} left, {rate_noinv_fmt}]"
@@ -30,6 +30,7 @@ def fill(
     parts: Sequence[Sequence[Request]],
     *,
     sheets: bool = True,
+    stamp: str | None = None,
 ) -> tuple[int, int]:
     """Draws what is missing, a part at once, with a progress bar; a part is drawn whole though some of it is there.
 
@@ -41,6 +42,7 @@ def fill(
         requests: All images that the folder is to hold, in the order of `generations.jsonl`.
         parts: What this process draws of them.
         sheets: Whether contact sheets are made.
+        stamp: Of the request, kept with the images so that `already_there` knows it again; None = not known.
 
     Returns:
         images of the requests that are drawn now, and that were there before.
@@ -55,6 +57,7 @@ def fill(
             "model": label,
             "versions": versions(),
             "device": device_name(policy.device),
+            **({"request": stamp} if stamp else {}),
         }
     )
     about = {"model": f"{manifest['model']} sha256:{manifest['settings']['model_hash']}", "versions": versions()}
@@ -77,6 +80,20 @@ def fill(
         sheet.make(requests)
     store.tidy()
     return new, before
+
+
+def already_there(folder: Path, requests: Sequence[Request], stamp: str | None, *, sheets: bool = True) -> bool:
+    """Whether the folder holds all images, drawn by the same request; then what belongs to them is made too."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    store = Store(folder, requests)
+    if not store.holds(stamp, versions()):
+        return False
+    store.finish()
+    if sheets:
+        Sheets(store, requests, store.done()).make(requests)
+    store.tidy()
+    return True
 
 
 def add_missing(

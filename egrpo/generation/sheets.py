@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
+
+from egrpo.base.fonts import runs
 
 COLUMNS, MOST = 4, 64  # a sheet shows no more images than that
 CELL = 192  # pixels that a cell is wide at least: smaller images are enlarged by whole numbers
@@ -52,10 +53,12 @@ def _wrapped(text: str, width: int, lines: int) -> list[str]:
 
 def _write(image: Image.Image, x: int, y: int, lines: Sequence[str]) -> None:
     for number, line in enumerate(lines):
-        ImageDraw.Draw(image).text((x, y + number * LINE), line, fill="black", font=_font())
+        at = float(x)
+        for text, path in runs(line):
+            ImageDraw.Draw(image).text((at, y + number * LINE), text, fill="black", font=_font(path))
+            at += _font(path).getlength(text)
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+def _font(path: Path) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, SIZE, layout_engine=ImageFont.Layout.BASIC)

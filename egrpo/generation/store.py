@@ -56,6 +56,18 @@ class Store:
                 log.warning("this run goes on with %s: its images may differ in the last digit", told)
         return before
 
+    def holds(self, stamp: str | None, versions: str) -> bool:
+        """Whether all images are there, by the request of this stamp: then no policy is needed to know that."""
+        path = self.folder / MANIFEST
+        if stamp is None or not path.is_file():
+            return False
+        with self._locked():
+            manifest = _read_manifest(path)
+        if (manifest.get("request"), manifest.get("versions")) != (stamp, versions):
+            return False
+        done = self.done()
+        return all(request.key in done for request in self.requests)
+
     def done(self) -> dict[tuple[str, int], Row]:
         """Rows of images that are there whole, by prompt and index. A line that was cut short is taken away."""
         with self._locked():

@@ -17,7 +17,7 @@ from egrpo.policy.drawing import Drawing
 from egrpo.policy.layout import check_padding
 from egrpo.policy.loading import begin_of_image_token, freeze_all_but, load_janus, merged_state_dict
 from egrpo.policy.lockstep import ALONE, Lockstep
-from egrpo.policy.prompting import encode, fit_prompt
+from egrpo.policy.prompting import encode_filled, fit_prompt
 from egrpo.policy.randomness import SampleKey, sample_keys
 from egrpo.policy.rollout import Sampler, chunks, one_in
 from egrpo.policy.rollout_copy import RolloutCopy
@@ -293,11 +293,11 @@ class JanusPolicy(nn.Module):
 
     def reasoning_ids(self, prompt: str) -> list[int]:
         """Text ids after which a plan is written, begin-of-sequence first."""
-        return encode(self.tokenizer, self.templates.reasoning_text(self._fitted(prompt)))
+        return encode_filled(self.tokenizer, self.templates.reasoning_text, self._fitted(prompt))
 
     def image_ids(self, prompt: str, plan: str | None = None) -> list[int]:
         """Text ids of an image prompt, begin-of-sequence first, without begin-of-image."""
-        return encode(self.tokenizer, self.templates.image_text(self._fitted(prompt), plan))
+        return encode_filled(self.tokenizer, self.templates.image_text, self._fitted(prompt), plan)
 
     def _fitted(self, prompt: str) -> str:
         return fit_prompt(self.tokenizer, self.templates, prompt, self.max_prompt_tokens)

@@ -38,7 +38,7 @@ class Templates:
     def __post_init__(self) -> None:
         if self.reasoning_file is not None:
             try:
-                text = resolve(self.reasoning_file).read_text(encoding="utf-8").strip()
+                text = resolve(self.reasoning_file).read_text(encoding="utf-8-sig").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"templates.reasoning_file={self.reasoning_file} cannot be read: {error}") from error
             object.__setattr__(self, "reasoning", text)

@@ -17,6 +17,9 @@ class Reward(Protocol):
 
     A reward that gives some prompts a constant whatever the image (a question about nouns, and the prompt has none) may
     also have `applies(records) -> [N] bool`, False for those prompts; they are left out of its logged statistics.
+
+    A reward that cannot judge every prompt may have `check(records) -> list[str]`: a sentence for each fault, which
+    says what is wrong with which prompt and how to mend it. A run asks for all of its prompts before it begins.
     """
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:

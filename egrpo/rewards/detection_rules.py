@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import permutations
 
+from egrpo.data.records import LOCALITIES
 from egrpo.types import PromptRecord
 
 RULES = ("strict", "original")
@@ -95,6 +97,33 @@ def detection_score(
         return _numeracy_score(detections, record, fixed)
     credits = [_object_credit(len(_named(noun, detections, fixed)), strict) for noun in record.nouns]
     return sum(credit / len(credits) for credit in credits)
+
+
+def unjudged(record: PromptRecord) -> list[str]:
+    """Why the rules give a record less than it could earn, whatever the image: a sentence for each fault."""
+    named: list[tuple[str, str]] = []
+    found = []
+    if record.task_type == "spatial" and record.spatial_info:
+        info = record.spatial_info
+        named = [(f'"{key}" of "spatial_info"', info[key]) for key in ("obj1", "obj2")]
+        if info["locality"] not in LOCALITIES:
+            near = get_close_matches(info["locality"].lower(), LOCALITIES, n=1)
+            hint = f'did you mean "{near[0]}"? ' if near else ""
+            found.append(
+                f'the prompt {record.prompt!r} has the locality {info["locality"]!r} in "spatial_info", for which the '
+                f"detector has no rule: {hint}valid are {', '.join(LOCALITIES)}"
+            )
+    elif record.task_type == "numeracy" and record.numeracy_info:
+        items = enumerate(record.numeracy_info, start=1)
+        named = [(f'"obj_name" in entry {place} of "numeracy_info"', item["obj_name"]) for place, item in items]
+    if record.nouns:
+        found += [
+            f'the prompt {record.prompt!r} has {name!r} as {where}, which is not among its "nouns": add it there, '
+            "spelt alike, or change the task"
+            for where, name in named
+            if name not in record.nouns
+        ]
+    return found
 
 
 def has_rule(record: PromptRecord) -> bool:

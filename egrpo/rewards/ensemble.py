@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from egrpo.algorithm.mixing import mix_rewards
+from egrpo.algorithm.mixing import comparable_in_groups, in_whole_groups
+from egrpo.base.errors import UserError
 from egrpo.rewards.base import Reward, RewardError
-from egrpo.rewards.measuring import DROP, STOP, measure
+from egrpo.rewards.measuring import DROP, DROP_GROUP, STOP, measure
 from egrpo.rewards.normalization import Normalization, Raw
 from egrpo.types import PromptRecord, RewardTable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WeightedReward:
     """One column of the ensemble.
 
-    `on_error="stop"`: a failure ends the run. `"drop"`: this reward is masked for the images that it failed for, the
-    other rewards' weights are scaled up there, and `train/reward_dropped/NAME` counts it.
+    `on_error="stop"`: a failure ends the run. `"drop"`: this reward is masked for the images that it failed for, which
+    are then compared with their group by the other rewards alone. `"drop_group"`: it is masked for all of the group, so
+    that every comparison is by the same rewards. `train/reward_dropped/NAME` counts the images that it failed for.
     """
 
     reward: Reward
@@ -31,8 +36,8 @@ class WeightedReward:
     on_error: str = STOP
 
     def __post_init__(self) -> None:
-        if self.on_error not in (STOP, DROP):
-            raise ValueError(f"on_error={self.on_error!r} of a reward: choose {STOP} or {DROP}")
+        if self.on_error not in (STOP, DROP, DROP_GROUP):
+            raise UserError(f"on_error={self.on_error!r} of a reward: choose {STOP} or {DROP}, or {DROP_GROUP}")
 
 
 class RewardEnsemble:
@@ -44,7 +49,7 @@ class RewardEnsemble:
         failures: Folder that keeps the images and prompts of a failure that ends the run; None = nowhere.
 
     Raises:
-        ValueError: there is no reward, or all weights are 0.
+        UserError: there is no reward, or all weights are 0.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class RewardEnsemble:
     ):
         chosen = {name: reward for name, reward in rewards.items() if reward is not None}
         if not any(r.weight for r in chosen.values()):
-            raise ValueError(
+            raise UserError(
                 f"the reward ensemble {sorted(chosen)} gives no signal: choose rewards with reward=[NAME, ...] and "
                 "give at least one a weight other than 0 with reward.NAME.weight=..."
             )
@@ -67,7 +72,7 @@ class RewardEnsemble:
         """N images and records -> table with one raw column a reward.
 
         Raises:
-            RewardError: a reward failed and is not to be dropped, or no weighted reward is left for an image.
+            RewardError: a reward failed and is not to be dropped.
         """
         columns = [
             measure(name, r.reward, images, records, on_error=r.on_error, failures=self.failures)
@@ -80,19 +85,33 @@ class RewardEnsemble:
             mask=torch.stack([column.mask for column in columns], dim=1),
             applies=torch.stack([applying(name, r.reward, records) for name, r in self.rewards.items()], dim=1),
         )
-        unjudged = (~(table.mask & (table.weights != 0)).any(dim=1)).nonzero().flatten().tolist()
+        unjudged = (~table.judged).nonzero().flatten().tolist()
         if unjudged:
-            raise RewardError(
-                f"no reward is left for {len(unjudged)} of {len(images)} images, the first for the prompt "
-                f"{records[unjudged[0]].prompt!r}: every reward with a weight was dropped there; look at the warnings "
-                "above, or stop at the first failure with reward.NAME.on_error=stop"
+            log.warning(
+                "no reward is left for %d of %d images, the first for the prompt %r: they do not move the policy",
+                *(len(unjudged), len(images), records[unjudged[0]].prompt),
             )
         return table
 
     def mix(self, table: RewardTable, group_size: int) -> Tensor:
-        """What training compares, [N] float32: normalised, then summed by weight. Once a training step."""
-        values = self.normalization(table.names, table.values, table.mask, group_size)
-        return mix_rewards(values, table.weights, table.mask)
+        """What training compares within groups, [N] float32: normalised, then summed by weight. Once a training step.
+
+        Args:
+            table: Of all samples of the step.
+            group_size: Samples a prompt; those of a group are consecutive.
+
+        Raises:
+            RewardError: not one sample of the step has a reward.
+        """
+        if not bool(table.judged.any()):
+            raise RewardError(
+                f"no reward is left for any of the {len(table.values)} images of this step: every reward with a weight "
+                "was dropped; look at the warnings above, or stop at the first failure with reward.NAME.on_error=stop"
+            )
+        by_group = torch.tensor([self.rewards[name].on_error == DROP_GROUP for name in table.names])
+        mask = in_whole_groups(table.mask, by_group, group_size)
+        values = self.normalization(table.names, table.values, mask, group_size)
+        return comparable_in_groups(values, table.weights, mask, group_size)
 
     def state_dict(self) -> dict[str, Any]:
         """What the normalisation remembers; the rewards themselves are frozen."""

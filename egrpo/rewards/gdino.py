@@ -12,9 +12,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, GroundingDinoForObjectDetection
 
+from egrpo.base.errors import UserError
+from egrpo.base.tokens import holds_control_token
 from egrpo.precision import float32_default
 from egrpo.rewards.deformable import use_deformable_sums
-from egrpo.rewards.detection_rules import QUIRKS, RULES, Detection, detection_prompt, detection_score, has_rule
+from egrpo.rewards.detection_rules import (
+    QUIRKS,
+    RULES,
+    Detection,
+    detection_prompt,
+    detection_score,
+    has_rule,
+    unjudged,
+)
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, model_folder
 from egrpo.rewards.preparation import Preparation, by_level, cut_as, levels_of, rows_by_size, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
@@ -107,6 +117,17 @@ class GroundingDinoReward:
         """[N] bool, False where the score is the same whatever the image."""
         return torch.tensor([has_rule(record) for record in records], dtype=torch.bool)
 
+    def check(self, records: Sequence[PromptRecord]) -> list[str]:
+        """Prompts that the detector cannot judge, a sentence for each fault: see `egrpo.rewards.base.Reward`."""
+        found = []
+        for record in records:
+            try:
+                self.caption(record)
+            except UserError as error:
+                found.append(str(error))
+            found += unjudged(record)
+        return found
+
     def detect(self, images: Sequence[Image.Image], records: Sequence[PromptRecord]) -> list[list[Detection]]:
         """What is found in each image, phrase by phrase in the order of the nouns; nothing for records without nouns.
 
@@ -136,18 +157,24 @@ class GroundingDinoReward:
         """The record's nouns as one caption, token by token.
 
         Raises:
-            ValueError: it has more tokens than the model reads.
+            UserError: it has more tokens than the model reads, or a noun has none.
         """
         text, spans = detection_prompt([unicode_text(noun) for noun in record.nouns])
-        encoding = self.tokenizer(text)
+        encoding = self.tokenizer(text, split_special_tokens=holds_control_token(self.tokenizer, text))
         ids = torch.tensor(encoding["input_ids"])
         if len(ids) > self.max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"the nouns of the prompt {record.prompt!r} make {len(ids)} tokens, but the detector reads at most "
                 f"{self.max_tokens}: give the record fewer or shorter nouns"
             )
         names = [phrase_name(noun) if self.quirks == "reference" else noun for noun in record.nouns]
-        return Caption(names, ids, positive_map(encoding, spans))
+        weights = positive_map(encoding, spans)
+        for row in (weights.sum(dim=1) == 0).nonzero().flatten().tolist():
+            raise UserError(
+                f"the noun {record.nouns[row]!r} of the prompt {record.prompt!r} has no characters that the detector "
+                "reads, so it would never be found: write it in other letters, or leave it out"
+            )
+        return Caption(names, ids, weights)
 
     def predict(self, images: Sequence[Image.Image], captions: Sequence[Caption]) -> tuple[Tensor, Tensor]:
         """One forward pass over N images of equal size, to be called within `with self.placement():`.

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, GitForCausalLM
 
+from egrpo.base.tokens import plain_ids
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, in_batches, model_folder
 from egrpo.rewards.preparation import Preparation, by_level, cut_as, levels_of, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
@@ -70,6 +71,17 @@ class GITReward:
     def applies(self, records: list[PromptRecord]) -> Tensor:
         """[N] bool, False where the score is a constant: 0 for spatial and numeracy prompts, 1 without nouns."""
         return torch.tensor([r.task_type not in UNASKED and bool(nouns_of(r)) for r in records], dtype=torch.bool)
+
+    def check(self, records: list[PromptRecord]) -> list[str]:
+        """Nouns about which nothing would be asked, a sentence each: see `egrpo.rewards.base.Reward`."""
+        return [
+            f"the noun {noun!r} of the prompt {record.prompt!r} has no characters that GIT reads: write it in other "
+            "letters, or leave it out"
+            for record in records
+            if record.task_type not in UNASKED
+            for noun in nouns_of(record)
+            if not plain_ids(self.tokenizer, [unicode_text(noun)], add_special_tokens=False)[0]
+        ]
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and N records -> [N] float32, 0..1."""
@@ -138,7 +150,7 @@ class GITReward:
         """
         room = self.longest - 1
         texts = [unicode_text(question) for question in questions]
-        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        rows = plain_ids(self.tokenizer, texts, add_special_tokens=False, verbose=False)
         rows = [row if len(row) <= room else row[: room - 1] + row[-1:] for row in rows]
         ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
         for row, tokens in enumerate(rows):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel
 
+from egrpo.base.tokens import plain_ids
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, in_batches, model_folder
 from egrpo.rewards.preparation import Preparation, rows_by_size, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer
@@ -113,7 +114,7 @@ class HPSReward:
 
     def input_ids(self, prompts: list[str]) -> Tensor:
         """[P, context] int64, padded with 0; a prompt that is too long is cut and still ends with end-of-text."""
-        rows = self.tokenizer([clean(p) for p in prompts], truncation=True, max_length=self.context).input_ids
+        rows = plain_ids(self.tokenizer, [clean(p) for p in prompts], truncation=True, max_length=self.context)
         ids = torch.zeros(len(rows), self.context, dtype=torch.int64)
         for row, tokens in enumerate(rows):
             ids[row, : len(tokens)] = torch.tensor(tokens)

@@ -5,8 +5,8 @@ The exchange, one POST for each batch of M images (docs/reward_server.md has an 
     request   {"images": [base64 of a PNG in RGB, ...M], "records": [{"prompt": "...", ...}, ...M]}
     answer    200 {"rewards": [0.5, ...M]}            finite numbers, higher is better, in the order of the images
 
-Records have the keys of the prompt file (`egrpo.types.PromptRecord.to_dict`). Status 429 and 5xx mean "try again"
-(`Retry-After` is honoured), any other status but 200 "this will never work".
+Records have the keys of the prompt file (`egrpo.types.PromptRecord.to_dict`). Status 408, 425, 429 and 5xx mean "try
+again" (`Retry-After` is honoured), any other status but 200 "this will never work".
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from egrpo.rewards.base import PartialRewardError
 from egrpo.servers import checked_url, secret
 from egrpo.types import PromptRecord
 
+ASKED_AGAIN = (408, 425, 429)  # below 500: took too long, came too early, too many
 LONGEST_BACKOFF = 60.0  # seconds
 LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks for more is taken to be down
 LARGEST = torch.finfo(torch.float32).max
@@ -52,7 +53,7 @@ class HTTPReward:
         url: `http://` or `https://`, without user or password.
         batch_size: Images a request.
         timeout: Seconds for connecting, and for each wait on the server.
-        retries: Further attempts after connection errors, timeouts, 429 and 5xx.
+        retries: Further attempts after connection errors, timeouts, 408, 425, 429 and 5xx.
         backoff: Seconds before the first of them, doubled each time, with jitter of half to one and a half.
         concurrency: Requests in flight at most.
         headers: Plain headers. They are saved with the run's configuration: secrets belong into `token_env`.
@@ -165,7 +166,7 @@ class HTTPReward:
                 if response.status_code == 200:
                     return response
                 fault = f"answered status {response.status_code}: {_shown(response.text)}"
-                if response.status_code != 429 and response.status_code < 500:
+                if response.status_code not in ASKED_AGAIN and response.status_code < 500:
                     raise RequestFailedError(fault)
                 asked = retry_after(response)
             if asked > LONGEST_RETRY_AFTER:

@@ -20,7 +20,7 @@ from egrpo.types import PromptRecord
 
 log = logging.getLogger(__name__)
 
-STOP, DROP = "stop", "drop"
+STOP, DROP, DROP_GROUP = "stop", "drop", "drop_group"
 SAVED = 8  # failed images kept of one failure
 
 
@@ -44,8 +44,8 @@ def measure(
     """Calls `reward` on N images and their records.
 
     Args:
-        on_error: "stop" = any failure raises; "drop" = the images that it fails for are masked. A reward that fails as
-            a whole is then asked for each image alone, to find out which.
+        on_error: "stop" = any failure raises; "drop", "drop_group" = the images that it fails for are masked. A reward
+            that fails as a whole is then asked for each image alone, to find out which.
         failures: Folder for the images, prompts and tracebacks of a failure that raises; None = nowhere.
 
     Raises:

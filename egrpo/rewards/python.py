@@ -24,7 +24,7 @@ SETTING = "reward.python.reward.function"
 class PythonReward:
     """Calls `function(images, records)`, which returns N numbers, higher is better.
 
-    Where the function has an attribute `applies`, so has the reward; see `egrpo.rewards.base.Reward`.
+    Where the function has an attribute `applies` or `check`, so has the reward; see `egrpo.rewards.base.Reward`.
 
     Args:
         function: `my_lab.brightness.score`, or `path/to/file.py:score`. Resolved here, so that a wrong name ends a run
@@ -42,6 +42,8 @@ class PythonReward:
         self.function = _resolve(self.name)
         if hasattr(self.function, "applies"):  # else absent, which says that no prompt gets a constant
             self.applies = self.function.applies
+        if hasattr(self.function, "check"):
+            self.check = self.function.check
 
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images and their N records -> whatever the function gives, as float32.

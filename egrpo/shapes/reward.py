@@ -20,6 +20,16 @@ class OracleReward:
     def __init__(self, strict: bool = False):
         self.strict = strict
 
+    def check(self, records: list[PromptRecord]) -> list[str]:
+        """Records that do not say what their prompts ask, a sentence each: see `egrpo.rewards.base.Reward`."""
+        found = []
+        for record in records:
+            try:
+                oracle.spec_of(record)
+            except ValueError as error:
+                found.append(str(error))
+        return found
+
     def __call__(self, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
         """N images of 48 x 48 pixels and their records -> [N] float32.
 

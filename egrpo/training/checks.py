@@ -11,6 +11,8 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from egrpo.base.errors import UserError
 from egrpo.data.datamodule import check_prompts_per_step, check_samples_per_step
+from egrpo.rewards import Reward, RewardEnsemble
+from egrpo.rewards.checking import check_prompts
 from egrpo.settings.check import nearest
 from egrpo.training.settings import RolloutSettings
 
@@ -46,6 +48,15 @@ def check_share(data: Any, rollout: RolloutSettings, ranks: int) -> None:
         check_samples_per_step(data.prompts_per_step, rollout.group_size, ranks)
     else:
         check_prompts_per_step(data.prompts_per_step, ranks)
+
+
+def check_records(data: Any, rewards: RewardEnsemble, judges: Mapping[str, Reward], *, validates: bool) -> None:
+    """Before anything is drawn: whether every reward can judge the prompts of training and, if it `validates`, of that.
+
+    Raises:
+        UserError: a reward cannot; its sentences name the prompts.
+    """
+    check_prompts(rewards, judges, data.train_records, data.val_records if validates else [])
 
 
 def rollouts_under(usual: RolloutSettings, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, RolloutSettings]:

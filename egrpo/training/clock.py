@@ -6,32 +6,64 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
 class Clock:
-    """Adds up the seconds of named phases, of the current step and of the whole run."""
+    """Adds up the seconds of named phases, of the current step and of the whole run.
+
+    On a GPU, where kernels run behind the caller's back, phases are marked by events in its stream: nothing waits for
+    the GPU until seconds are asked for.
+    """
 
     def __init__(self) -> None:
-        self.step: dict[str, float] = {}
-        self.total: dict[str, float] = defaultdict(float)
+        self._step: dict[str, float] = {}
+        self._total: dict[str, float] = defaultdict(float)
+        self._marked: list[tuple[str, Any, Any]] = []  # phases with the events that they lie between
+
+    @property
+    def step(self) -> dict[str, float]:
+        """Seconds of each phase of the current step."""
+        self._settle()
+        return self._step
+
+    @property
+    def total(self) -> dict[str, float]:
+        """Seconds of each phase of the whole run."""
+        self._settle()
+        return self._total
 
     def new_step(self) -> None:
-        self.step = {}
+        self._settle()
+        self._step = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = _now()
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        start = _mark() if on_gpu else time.perf_counter()
         try:
             yield
         finally:
-            seconds = _now() - start
-            self.step[phase] = self.step.get(phase, 0.0) + seconds
-            self.total[phase] += seconds
+            if on_gpu:
+                self._marked.append((phase, start, _mark()))
+            else:
+                self._add(phase, time.perf_counter() - start)
+
+    def _settle(self) -> None:
+        if self._marked:
+            self._marked[-1][2].synchronize()
+        for phase, start, end in self._marked:
+            self._add(phase, start.elapsed_time(end) / 1000)
+        self._marked.clear()
+
+    def _add(self, phase: str, seconds: float) -> None:
+        self._step[phase] = self._step.get(phase, 0.0) + seconds
+        self._total[phase] += seconds
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()  # kernels run behind the caller's back; without this the next phase pays for them
-    return time.perf_counter()
+def _mark() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from egrpo import distributed
 from egrpo.images import save_figure
@@ -37,8 +37,15 @@ class RunningCorrelation:
         self.moments = np.zeros((2, len(ENTROPIES), 3))  # all or within groups; entropy; its variance, reward's, both
 
     def add(self, rewards: np.ndarray, entropies: np.ndarray, group_size: int) -> None:
-        """One step: rewards [N], entropies [N, 2] in the order of `ENTROPIES`, in groups of consecutive samples."""
+        """One step: rewards [N], entropies [N, 2] in the order of `ENTROPIES`, in groups of consecutive samples.
+
+        Groups with a reward that is NaN are left out.
+        """
         values = np.column_stack([entropies, rewards]).astype(np.float64)
+        whole = ~np.isnan(rewards).reshape(-1, group_size).any(axis=1)
+        values = values[np.repeat(whole, group_size)]
+        if not len(values):
+            return
         grouped = values.reshape(-1, group_size, values.shape[1])
         centred = (values - values.mean(axis=0), (grouped - grouped.mean(axis=1, keepdims=True)).reshape(values.shape))
         for kind, deviations in enumerate(centred):
@@ -79,7 +86,8 @@ class EntropyView(Callback):
             return
         _, rollout, table = pl_module.last_rollout
         entropy = rollout.image.entropy
-        own = torch.stack([entropy.mean(1).cpu(), entropy.std(1, correction=0).cpu(), table.total.cpu()], dim=1)
+        columns = (entropy.mean(1), entropy.std(1, correction=0), table.complete_total)
+        own = torch.stack([column.cpu() for column in columns], dim=1)
         values = np.concatenate([part.numpy() for part in distributed.gather(own)])
         self.running.add(values[:, -1], values[:, :-1], pl_module.rollout_settings.group_size)
         if trainer.global_step % self.every >= pl_module.objective.updates_per_rollout:
@@ -135,7 +143,7 @@ def enlarged(picture: np.ndarray) -> np.ndarray:
 
 def save_view(path: Path, mosaic: np.ndarray, tokens: dict[str, np.ndarray], step: int) -> None:
     """Writes the mosaic above histograms of the tokens' entropies, one a segment."""
-    figure = plt.figure(figsize=(8, 8 * mosaic.shape[0] / mosaic.shape[1] + 2.6), layout="constrained")
+    figure = Figure(figsize=(8, 8 * mosaic.shape[0] / mosaic.shape[1] + 2.6), layout="constrained")
     grid = figure.add_gridspec(2, len(tokens), height_ratios=(8 * mosaic.shape[0] / mosaic.shape[1], 2))
     above = figure.add_subplot(grid[0, :])
     above.imshow(mosaic)

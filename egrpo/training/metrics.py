@@ -17,9 +17,10 @@ NO_SIGNAL = 1e-6  # standard deviation within a group below which a reward does 
 def rollout_metrics(rollout: Rollout, table: RewardTable, mixed: Tensor, group_size: int) -> dict[str, float]:
     """Rewards, entropies and plan lengths of N samples in groups; `mixed` [N] is what training compares."""
     within = mixed.view(-1, group_size).std(dim=1)
+    totals = table.total[table.judged]
     metrics = {
-        "reward": table.total.mean().item(),
-        "reward_std": table.total.std().item(),
+        "reward": totals.mean().item(),
+        "reward_std": totals.std().item() if len(totals) > 1 else 0.0,
         "reward_std_within_group": within.mean().item(),
         "groups_without_signal": (within < NO_SIGNAL).float().mean().item(),
     }

@@ -25,7 +25,14 @@ from egrpo.training.engines import Engine, engine_for
 from egrpo.training.metrics import rollout_metrics, speed_metrics
 from egrpo.training.micro_batches import columns_of, micro_batches
 from egrpo.training.optimizers import go_on_with_schedule
-from egrpo.training.settings import Objective, RolloutSettings, TrainingError, own_samples, token_denominator
+from egrpo.training.settings import (
+    Objective,
+    RolloutSettings,
+    TrainingError,
+    earlier_occurrences,
+    own_samples,
+    token_denominator,
+)
 from egrpo.training.validation import Validation
 from egrpo.training.whole_batch import own_tokens, whole_rollout, whole_table
 from egrpo.types import PromptRecord, RewardTable, Rollout, TokenScores
@@ -137,7 +144,8 @@ class GRPOModule(LightningModule):
         """This rank's samples, G a prompt in group order."""
         assert self.policy is not None
         s = self.rollout_settings
-        grouped, indices = own_samples(records, s)
+        earlier = earlier_occurrences([r.prompt for r in records], on_all_ranks=s.group_across_ranks)
+        grouped, indices = own_samples(records, s, earlier)
         try:
             with self.engine.drawing():
                 return self.policy.rollout(

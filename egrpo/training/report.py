@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from egrpo.images import caption, save_figure, save_sheet
 from egrpo.training.validation import Row, grouped, held_out, interval, mean_scores, score_names, scores_of
@@ -82,7 +82,8 @@ def save_curves(metrics_csv: Path, target: Path) -> None:
     """Draws the main metrics over optimizer steps."""
     with metrics_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5))
+    figure = Figure(figsize=(13, 6.5))
+    axes = figure.subplots(2, 3)
     styles = ("-", "--", ":")
     for axis, (title, names, unit) in zip(axes.flat, CURVES, strict=True):
         for style, name in zip(styles, names, strict=False):

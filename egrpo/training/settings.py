@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -72,15 +73,19 @@ class RolloutSettings:
             raise ValueError(f"rollout.batch_size={self.batch_size}: give at least 1, or null for all at once")
 
 
-def own_samples(records: Sequence[T], settings: RolloutSettings) -> tuple[list[T], list[int]]:
+def own_samples(
+    records: Sequence[T], settings: RolloutSettings, earlier: Sequence[int] | None = None
+) -> tuple[list[T], list[int]]:
     """What this rank draws of a step's prompts.
 
     Args:
         records: This rank's prompts, or with `group_across_ranks` those of all ranks.
         settings: Group size G, and whether groups are spread.
+        earlier: How many groups of the same prompt come before each record's in the step; None = 0.
 
     Returns:
-        The prompt of each sample and its index within the group, in group order; the ranks' parts join in rank order.
+        The prompt of each sample and its index among the samples of that prompt (within the group, where nothing
+        repeats), in group order; the ranks' parts join in rank order.
 
     Raises:
         ValueError: the step's samples do not divide among the ranks.
@@ -92,7 +97,26 @@ def own_samples(records: Sequence[T], settings: RolloutSettings) -> tuple[list[T
         check_samples_per_step(len(records), size, world)
         share = len(rows) // world
         rows = rows[distributed.rank() * share :][:share]
-    return [records[row // size] for row in rows], [row % size for row in rows]
+    firsts = [size * count for count in earlier or [0] * len(records)]
+    return [records[row // size] for row in rows], [firsts[row // size] + row % size for row in rows]
+
+
+def earlier_occurrences(prompts: Sequence[str], *, on_all_ranks: bool = False) -> list[int]:
+    """How often each of this rank's prompts came before it in the step, over all ranks; zeros where nothing repeats.
+
+    Samples count on from there, so that those of equal prompts differ, however prompts are divided among ranks.
+
+    Args:
+        prompts: This rank's, in order.
+        on_all_ranks: Every rank has the same prompts: those of the whole step.
+    """
+    parts = [list(prompts)] if on_all_ranks else distributed.gather(list(prompts))
+    before = [] if on_all_ranks else [prompt for part in parts[: distributed.rank()] for prompt in part]
+    counts, found = Counter(before), []
+    for prompt in prompts:
+        found.append(counts[prompt])
+        counts[prompt] += 1
+    return found
 
 
 def token_denominator(mask: Tensor, token_mean: str) -> Tensor:

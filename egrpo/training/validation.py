@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +29,13 @@ PART = "reward/"  # before the name of one reward of the ensemble
 class Row:
     """One validated prompt.
 
-    `scores` holds every judge, "reward" for the weighted sum of what is optimised, and "reward/NAME" for each reward
-    that says something about this image (see `RewardTable.told`).
+    `scores` holds every judge, "reward" for the weighted sum of what is optimised (where some reward was not dropped),
+    and "reward/NAME" for each reward that says something about this image (see `RewardTable.told`).
     """
 
     record: PromptRecord
     plan: str
-    image: np.ndarray  # [H, W, 3] uint8
+    image: np.ndarray  # [H, W, 3] uint8; of no height on all ranks but the first, once rows are gathered
     scores: dict[str, float]
 
     @property
@@ -77,6 +78,7 @@ class Validation:
         self.rewards, self.judges, self.rollout, self.seed = rewards, dict(judges), rollout, seed
         self.prefix = ""
         self.rows: list[Row] = []
+        self.drawn: Counter[str] = Counter()  # how often each prompt came in the current validation
         self.finished_at: int | None = None  # optimizer step of the last whole validation
 
     def with_temperature(self, temperature: float, prefix: str = "") -> None:
@@ -85,16 +87,21 @@ class Validation:
         self.prefix = prefix
 
     def start(self) -> None:
-        self.rows, self.finished_at = [], None
+        self.rows, self.finished_at, self.drawn = [], None, Counter()
 
     def add(self, policy: JanusPolicy, records: list[PromptRecord]) -> None:
-        """Samples one image for each of the records, of which a rank may have none, and scores it."""
+        """Samples one image for each of the records, of which a rank may have none, and scores it.
+
+        A prompt that comes again in the file gets its next sample.
+        """
+        own = self._numbers([record.prompt for record in records])
         idle = policy.drawing.most(len(records)) - len(records)  # ranks in step draw equally many
         if not records and not idle:
             return
         drawn = policy.rollout(
             [*records, *[PromptRecord("nothing")] * idle],
             1,
+            sample_offset=[*own, *[0] * idle],
             seed=self.seed,
             step=EVALUATION_STEP,
             cot=self.rollout.cot,
@@ -114,17 +121,40 @@ class Validation:
             name: measure(name, judge, images, records, failures=self.rewards.failures).values
             for name, judge in self.judges.items()
         }
-        pixels = drawn.pixels.cpu().numpy()
+        pixels, judged = drawn.pixels.cpu().numpy(), table.judged.tolist()
         for i, record in enumerate(records):
-            scores = {name: column[i].item() for name, column in columns.items()}
+            scores = {name: column[i].item() for name, column in columns.items() if name in self.judges or judged[i]}
             for name, value, told in zip(table.names, table.values[i].tolist(), table.told[i].tolist(), strict=True):
                 if told:
                     scores[PART + name] = value
             self.rows.append(Row(record, drawn.plans[i], pixels[i], scores))
 
+    def _numbers(self, prompts: list[str]) -> list[int]:
+        """The number of each prompt's sample among those of equal prompts, over batches and ranks: 0, where it is new.
+
+        All ranks come here for every batch.
+        """
+        parts = distributed.gather(prompts)
+        numbers: list[list[int]] = [[] for _ in parts]
+        for row in range(max(map(len, parts))):
+            for part, found in zip(parts, numbers, strict=True):
+                if row < len(part):
+                    found.append(self.drawn[part[row]])
+                    self.drawn[part[row]] += 1
+        return numbers[distributed.rank()]
+
     def gather(self) -> None:
-        """Puts the rows of all ranks together, in the order of the file (see `egrpo.data.datamodule.val_batches`)."""
-        parts = distributed.gather(self.rows)
+        """Puts the rows of all ranks together, in the order of the file (see `egrpo.data.datamodule.val_batches`).
+
+        Images go to the first rank alone, which reports; elsewhere they are empty, [0, W, 3].
+        """
+        images = distributed.gather_first([row.image for row in self.rows])
+        parts = distributed.gather([replace(row, image=row.image[:0].copy()) for row in self.rows])
+        if images is not None:
+            parts = [
+                [replace(row, image=image) for row, image in zip(rows, own, strict=True)]
+                for rows, own in zip(parts, images, strict=True)
+            ]
         longest = max(len(part) for part in parts)
         self.rows = [part[i] for i in range(longest) for part in parts if i < len(part)]
 

@@ -5,6 +5,7 @@ import torch
 from torch import nan, tensor
 
 from egrpo.algorithm import k3_kl, policy_loss
+from egrpo.algorithm.losses import bounded_exp
 
 
 def double(*rows):
@@ -165,3 +166,29 @@ def test_bad_settings_are_named(settings, message):
         policy_loss(logps, ref, advantages, mask, **settings)
     with pytest.raises(ValueError, match="token_advantages has shape"):
         policy_loss(logps, ref, advantages[:, 0], mask)
+
+
+@pytest.mark.parametrize("nats", [89.0, 200.0, 1e4])
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+@pytest.mark.parametrize("clip", [{}, {"clip_low": 0.2, "clip_high": 0.2}])
+def test_extreme_ratios_leave_loss_and_gradient_finite_in_float32(nats, advantage, clip):
+    logps = tensor([[-1.0, -1.0 - nats]])
+    old, ref = tensor([[-1.0 - nats, -1.0]]), tensor([[-1.0, -1.0]])
+    advantages, mask = torch.full((1, 2), advantage), torch.ones(1, 2, dtype=torch.bool)
+    loss, grad, metrics = value_and_grad(logps, ref, advantages, mask, beta=0.01, old_logps=old, **clip)
+    assert loss.isfinite() and grad.isfinite().all() and metrics["kl"].isfinite()
+    assert grad[0, 1] < 0  # KL still pulls up what the reference finds far likelier
+    if advantage == 1:
+        assert (grad[0, 0] == 0) if clip else (grad[0, 0] < 0)
+    if advantage == -1:
+        assert grad[0, 0] > 0  # a bad token that became far likelier is still pushed down
+
+
+def test_ordinary_ratios_are_those_of_exp_to_the_last_digit():
+    logps, old = -40 * torch.rand(4, 50, generator=torch.Generator().manual_seed(0)), torch.full((4, 50), -20.0)
+    x = (logps - old).requires_grad_()
+    for exponential in (torch.exp, torch.expm1):
+        bounded, plain = bounded_exp(x, exponential), exponential(x)
+        assert torch.equal(bounded, plain)
+        grads = [torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for y in (bounded, plain)]
+        assert torch.equal(*grads)

@@ -221,3 +221,13 @@ def test_the_command(tmp_path):
         [sys.executable, "-m", "egrpo.evaluate", *words], cwd=REPO, capture_output=True, text=True, timeout=300
     )
     assert again.returncode == 1 and again.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'out'} holds images")
+
+
+def test_no_model_is_loaded_where_nothing_is_left_to_draw(shapes, tmp_path, monkeypatch, capsys):
+    settings = overrides_for("shapes", shapes)
+    monkeypatch.setattr("egrpo.policies.built", lambda model: pytest.fail("a model is loaded"))
+    run(shapes, *settings)
+    assert "0 images drawn, 6 were there" in capsys.readouterr().out
+    for changed in ("seed=1", "rollout.temperature=0.5", "model.max_plan_tokens=7"):
+        with pytest.raises(pytest.fail.Exception, match="a model is loaded"):  # it decides whether the images are these
+            run(shapes, *settings, changed)

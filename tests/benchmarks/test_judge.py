@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from egrpo.benchmarks import ChatJudge
 from tests.benchmarks.pieces import benchmark, fill, picture, wise_prompts
 from tests.rewards.http_server import Server
 
@@ -272,3 +273,52 @@ def test_an_unscored_export_needs_no_judge(wise, serve, tmp_path):
     line = json.dumps({"prompt_id": 1, "consistency": 2, "realism": 2, "aesthetic_quality": 2})
     (tmp_path / "out" / "a_scores.jsonl").write_text("\n".join(line.replace(": 1,", f": {n},") for n in NUMBERS))
     assert of.read_back(tmp_path / "out").overall[0].score == pytest.approx(1.0)
+
+
+def test_an_answer_that_is_cut_is_neither_scored_nor_kept(serve, wise, tmp_path):
+    def cut(body, count):
+        answer = completion(GOOD)
+        answer["choices"][0]["finish_reason"] = "length" if number_in(body) == 3 else "stop"
+        return 200, answer, {}
+
+    server = serve(cut)
+    with pytest.raises(ValueError, match=r"for 1 of 8 images.*\n  3: .*finish_reason 'length'.*max_tokens"):
+        wise(server, "retries=1").score(tmp_path / "out")
+    assert kept(tmp_path) == 7
+
+
+def test_content_as_a_list_of_parts_is_read(serve, wise, tmp_path):
+    parts = [
+        {"type": "thinking", "thinking": "{"},
+        *({"type": "text", "text": text} for text in (GOOD[:10], GOOD[10:])),
+    ]
+    server = serve(lambda body, count: (200, completion(parts), {}))
+    assert wise(server).score(tmp_path / "out").overall[0].score == pytest.approx(0.8)
+
+
+def test_kept_answers_belong_to_a_server(serve, wise, tmp_path):
+    first, second = serve(good), serve(good)
+    wise(first).score(tmp_path / "out")
+    wise(first).score(tmp_path / "out")
+    assert len(first.bodies) == 8
+    wise(second).score(tmp_path / "out")
+    assert len(second.bodies) == 8 and kept(tmp_path) == 16
+
+
+def test_fields_of_the_request_are_the_models_to_choose(serve, wise, tmp_path):
+    server = serve(good)
+    settings = ("temperature=null", "max_tokens=null", "max_completion_tokens=4000")
+    wise(server, *settings).score(tmp_path / "out")
+    assert server.bodies[0].keys() == {"model", "messages", "max_completion_tokens"}
+    assert server.bodies[0]["max_completion_tokens"] == 4000
+    judge = ChatJudge(server.url, "m", extra_body={"reasoning_effort": "low", "temperature": None})
+    assert judge.settings == {"max_tokens": 2000, "reasoning_effort": "low"}
+    with pytest.raises(ValueError, match="extra_body: messages cannot be set there"):
+        ChatJudge(server.url, "m", extra_body={"messages": []})
+
+
+@pytest.mark.parametrize("status", [408, 425])
+def test_a_question_that_came_too_early_or_took_too_long_is_asked_again(status, serve, wise, tmp_path):
+    server = serve(lambda body, count: (status, {}, {}) if count <= 3 else good(body, count))
+    assert wise(server, "concurrency=1").score(tmp_path / "out").overall[0].score == pytest.approx(0.8)
+    assert len(server.bodies) == 11

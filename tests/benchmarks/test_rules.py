@@ -154,6 +154,13 @@ def test_questions_hold_prompt_and_explanation_as_they_are():
         ('```json\n{"consistency": 2.0,\n "realism": 1, "aesthetic_quality": 0}\n```', (2, 1, 0)),
         ('<think>{"consistency": 0}</think> {"consistency": 1, "realism": 1, "aesthetic_quality": 1}', (1, 1, 1)),
         ('such as {"a": 1}: {"consistency": 0, "realism": 0, "aesthetic_quality": 2, "why": "x"}', (0, 0, 2)),
+        ('{"why": "a {red} cup, no }", "consistency": 2, "realism": 1, "aesthetic_quality": 1}', (2, 1, 1)),
+        ('{"consistency": 2, "realism": 1, "aesthetic_quality": 1, "why": "two\nlines {"}', (2, 1, 1)),
+        ('{"consistency": "2", "realism": "1", "aesthetic_quality": " 0 "}', (2, 1, 0)),
+        ('{"consistency": 2, "realism": 1, "aesthetic_quality": 0, "details": {"hands": {"n": 5}}}', (2, 1, 0)),
+        ('{"scores": {"consistency": 2, "realism": 1, "aesthetic_quality": 0}, "note": {}}', (2, 1, 0)),
+        ('{"consistency": 2, "realism": 1, "aesthetic_quality": 0} sure: {"confidence": 1}', (2, 1, 0)),
+        ('{"consistency": 0} draft</think>{"consistency": 1, "realism": 1, "aesthetic_quality": 1}', (1, 1, 1)),
     ],
 )
 def test_answers_are_read(answer, scores):
@@ -171,7 +178,8 @@ def test_answers_are_read(answer, scores):
         ('{"consistency": -1, "realism": 1, "aesthetic_quality": 1}', "outside 0..2"),
         ('{"consistency": 1.5, "realism": 1, "aesthetic_quality": 1}', "no whole number"),
         ('{"consistency": NaN, "realism": 1, "aesthetic_quality": 1}', "no whole number"),
-        ('{"consistency": "2", "realism": 1, "aesthetic_quality": 1}', "no whole number"),
+        ('{"consistency": "two", "realism": 1, "aesthetic_quality": 1}', "no whole number"),
+        ('<think>first {"consistency": 2, "realism": 1, "aesthetic_quality": 0} but', "no JSON object"),
         ('{"consistency": true, "realism": 1, "aesthetic_quality": 1}', "no whole number"),
     ],
 )

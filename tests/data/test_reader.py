@@ -111,20 +111,9 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> No
         ({**GOOD, "numeracy_info": [{"obj_name": "cat", "num": True}]}, "positive whole", "num"),
         ({**GOOD, "numeracy_info": [{"obj_name": "cat", "num": "2"}]}, "positive whole", "unquoted"),
         ({**GOOD, "numeracy_info": [{"obj_name": "a", "num": 1}, {"num": 1}]}, "entry 2 of", "obj_name"),
-        ({**BOTH, "nouns": ["dog"]}, '"obj1" of "spatial_info" is \'cat\', which is not among', 'add "cat" to "nouns"'),
-        ({**BOTH, "nouns": ["cat", "dogs"]}, '"obj2" of "spatial_info" is \'dog\'', 'add "dog" to "nouns"'),
-        (
-            {**BOTH, "spatial_info": {**SPATIAL, "locality": "Left-of"}},
-            "is 'Left-of', for which there is no rule",
-            'did you mean "left of"? valid are on the right of, right of',
-        ),
-        ({**BOTH, "spatial_info": {**SPATIAL, "locality": "inside"}}, "'inside', for which", "valid are on the right"),
-        ({**COUNTED, "nouns": []}, '"obj_name" in entry 1 of "numeracy_info" is \'cat\'', 'add "cat" to "nouns"'),
-        (
-            {**COUNTED, "numeracy_info": [{"obj_name": "cat", "num": 1}, {"obj_name": "süße cat", "num": 1}]},
-            "in entry 2 of \"numeracy_info\" is 'süße cat'",
-            'add "süße cat" to "nouns", spelt alike',
-        ),
+        ({**GOOD, "prompt": "a \x07cat"}, '"prompt" holds the control character U+0007', "remove it"),
+        ({**GOOD, "prompt": "a \x1b[31mcat"}, "control character U+001B", "remove it"),
+        ({**GOOD, "prompt": "a cat\x00"}, "control character U+0000", "remove it"),
     ],
 )
 def test_each_fault_is_named_with_its_line_and_its_mend(
@@ -137,15 +126,29 @@ def test_each_fault_is_named_with_its_line_and_its_mend(
     assert mend in found_mend
 
 
-@pytest.mark.parametrize("task", ["complex", "non", "object"])
-def test_only_the_tasks_that_are_judged_by_place_or_number_need_what_the_detector_knows(
-    tmp_path: Path, task: str
-) -> None:
+@pytest.mark.parametrize("task", ["complex", "non", "object", "spatial", "numeracy"])
+def test_what_only_a_detector_would_mind_is_read(tmp_path: Path, task: str) -> None:
     counts = [{"obj_name": "bird", "num": 2}]
     info = {"obj1": "bird", "obj2": "tree", "locality": "inside"}
     other = {**GOOD, "nouns": [], "spatial_info": info, "numeracy_info": counts, "task_type": task}
     path = write(tmp_path / "p.jsonl", other, BOTH, COUNTED)
     assert [record.task_type for record in read_prompts(path)] == [task, "spatial", "numeracy"]
+
+
+def test_ends_of_lines_within_a_prompt_are_no_ends_of_the_files_lines(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "a\u2029b", "a\x85b", "a\tb", "a\nb"]
+    rows = [json.dumps({**GOOD, "prompt": text}, ensure_ascii=False) for text in texts]
+    assert [r.prompt for r in read_prompts(write(tmp_path / "p.jsonl", *rows))] == texts
+    plain = texts[:4]
+    path = write(tmp_path / "p.txt", *["\ufeff" + plain[0], *plain[1:]])
+    assert [record.prompt for record in read_prompts(path)] == plain
+
+
+def test_control_characters_of_plain_text_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.txt", "a cat", "a \x08dog")
+    assert [(line, fault) for line, fault, _ in problems_of(path)] == [
+        (2, '"prompt" holds the control character U+0008')
+    ]
 
 
 def test_localities_are_those_of_the_detectors_rules() -> None:

@@ -209,3 +209,13 @@ def test_a_killed_process_is_gone_on_with(whole, tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == str(tmp_path)
     assert files_of(tmp_path) == whole
+
+
+def test_no_model_is_loaded_where_nothing_is_left_to_draw(command, tmp_path, monkeypatch, capsys):
+    files = command(tmp_path, PROMPTS[:2], "num_images=1")
+    monkeypatch.setattr("egrpo.policies.built", lambda model: pytest.fail("a model is loaded"))
+    assert command(tmp_path, PROMPTS[:2], "num_images=1") == files
+    assert "0 images drawn" in capsys.readouterr().out
+    for changed in ("num_images=2", "num_images=1 seed=1"):
+        with pytest.raises(pytest.fail.Exception, match="a model is loaded"):
+            command(tmp_path, PROMPTS[:2], *changed.split())

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from egrpo.policy import Templates
-from egrpo.policy.prompting import encode, fit_prompt
+from egrpo.policy.prompting import encode, encode_filled, fit_prompt
 from tests.policy.conftest import make_tokenizer
 
 TEMPLATES = Templates("Say {prompt}!")  # a token a letter: "User: Say !\n\nAssistant:" has 23, and begin-of-sequence
@@ -38,3 +38,31 @@ def test_the_policy_cuts_plan_and_image_prompts_alike(make_policy):
     policy.max_prompt_tokens = len(policy.reasoning_ids("")) + 6
     assert len(policy.reasoning_ids(long)) <= policy.max_prompt_tokens
     assert policy.image_ids(long, "it sits") == policy.image_ids("a very", "it sits")
+
+
+@pytest.mark.parametrize("token", ["<eos>", "<pad>", "<begin_of_image>", "<bos>"])
+def test_a_prompt_spells_no_control_token(token, make_policy):
+    policy = make_policy()
+    control = set(policy.tokenizer.all_special_ids) - {policy.tokenizer.unk_token_id}
+    plain, hostile = "a red cat", f"a red {token} cat"
+    for ids in (
+        policy.reasoning_ids(hostile),
+        policy.image_ids(hostile, f"it {token} sits"),
+        policy.image_ids(hostile),
+    ):
+        assert control & set(ids[1:]) == set() and ids[0] == policy.tokenizer.bos_token_id
+    assert policy.reasoning_ids(plain) == encode(policy.tokenizer, policy.templates.reasoning_text(plain))
+    assert policy.image_ids(plain, "it sits") == encode(policy.tokenizer, policy.templates.image_text(plain, "it sits"))
+    policy.max_prompt_tokens = len(policy.reasoning_ids("")) + 8
+    assert control & set(policy.reasoning_ids(hostile)[1:]) == set()
+
+
+def test_a_templates_own_control_tokens_stay(caplog):
+    tokenizer, templates = make_tokenizer(), Templates("Say {prompt}!<eos>", image="<eos>{prompt}, {plan}")
+    eos = tokenizer.eos_token_id
+    plain = encode_filled(tokenizer, templates.image_text, "a cat", "it sits")
+    assert plain == encode(tokenizer, templates.image_text("a cat", "it sits")) and plain.count(eos) == 1
+    hostile = encode_filled(tokenizer, templates.image_text, "a <eos>", "it <eos> sits")
+    assert hostile.count(eos) == 1
+    assert tokenizer.decode(hostile[1:]) == templates.image_text("a <eos>", "it <eos> sits")
+    assert encode_filled(tokenizer, templates.image_text, "a <eos>", None).count(eos) == 0

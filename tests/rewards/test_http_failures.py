@@ -33,7 +33,7 @@ def test_a_dropped_connection_is_tried_again(serve):
     assert len(server.bodies) == 2
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [408, 425, 429, 503])
 def test_retry_after_is_honoured(serve, caplog, status: int):
     caplog.set_level(logging.WARNING)
     server = serve(lambda body, count: (status, {}, {"Retry-After": "0.2"}) if count == 1 else right(body, count))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from egrpo.algorithm import group_advantages
 from egrpo.rewards import PartialRewardError, RewardEnsemble, RewardError, WeightedReward
 from egrpo.training.metrics import reward_metrics
 from egrpo.types import PromptRecord
@@ -94,10 +95,49 @@ def test_a_reward_that_fails_for_all_is_dropped_for_all():
 
 
 @pytest.mark.parametrize("others", [{}, {"fine": WeightedReward(fine, 0.0)}])
-def test_an_image_without_any_weighted_reward_stops_the_run(others):
+def test_a_sole_reward_that_is_dropped_leaves_the_image_out_and_the_run_going(others, caplog):
     ensemble = RewardEnsemble({**others, "odd": WeightedReward(no_number, on_error="drop")})
-    with pytest.raises(RewardError, match=r"no reward is left for 1 of 4 images.*'b'.*on_error=stop"):
-        ensemble(IMAGES, RECORDS)
+    table = ensemble(IMAGES, RECORDS)
+    assert table.judged.tolist() == [True, False, True, True] and table.total.isnan().tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert "no reward is left for 1 of 4 images, the first for the prompt 'b'" in caplog.text
+    advantages = group_advantages(ensemble.mix(table, 4), 4)
+    # Deviations of 10, 30 and 40 from their mean; the image without a reward is neither good nor bad.
+    deviations = torch.tensor([-50 / 3, 0.0, 10 / 3, 40 / 3])
+    torch.testing.assert_close(advantages, deviations / (deviations.std() + 1e-4), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_without_any_reward_stops_the_run():
+    def broken(images, records):
+        raise OSError("out of order")
+
+    ensemble = RewardEnsemble({"odd": WeightedReward(broken, on_error="drop")})
+    with pytest.raises(RewardError, match=r"no reward is left for any of the 4 images of this step.*on_error=stop"):
+        ensemble.mix(ensemble(IMAGES, RECORDS), 2)
+
+
+@pytest.mark.parametrize("on_error", ["drop", "drop_group"])
+def test_equal_images_get_no_advantage_from_a_dropped_reward(on_error):
+    images, records = [IMAGES[1]] * 8, [PromptRecord("b" if row == 5 else "a") for row in range(8)]
+
+    def odd(images, records):
+        return torch.tensor([torch.nan if record.prompt == "b" else 0.9 for record in records])
+
+    ensemble = RewardEnsemble({"fine": WeightedReward(fine), "odd": WeightedReward(odd, on_error=on_error)})
+    table = ensemble(images, records)
+    assert table.mask[:, 1].tolist() == [row != 5 for row in range(8)]
+    assert group_advantages(ensemble.mix(table, 8), 8).tolist() == [0.0] * 8
+
+
+def test_drop_group_compares_the_whole_group_by_the_other_rewards():
+    rewards = {"fine": WeightedReward(fine, 2.0), "odd": WeightedReward(no_number, on_error="drop_group")}
+    ensemble = RewardEnsemble(rewards)
+    mixed = ensemble.mix(ensemble(IMAGES, RECORDS), 2)
+    assert mixed.tolist() == [20.0, 40.0, 60.0 + 30.0, 80.0 + 40.0]  # of the first pair twice "fine" alone
 
 
 @pytest.mark.parametrize(
