@@ -44,10 +44,7 @@ def load_policy(
         FileNotFoundError: There is no such model.
     """
     node, checkpoint = _asked_for(model, ckpt_path, given)
-    policy = built(node)
-    if checkpoint is not None:
-        load_policy_weights(policy, checkpoint)
-    return policy
+    return built(node) if checkpoint is None else _trained(node, checkpoint)
 
 
 def weights_stamp(
@@ -85,10 +82,7 @@ def _asked_for(
 
 def policy_of_run(folder: Path, checkpoint: Path, changed: Mapping[str, Any] | None = None) -> JanusPolicy:
     """The policy of a run's config.yaml with a checkpoint's weights; `changed`: dotted name -> other setting."""
-    weights = saved_weights(checkpoint)  # first: a damaged one is reported before any model is loaded
-    policy = built(_changed(run_config(folder).model, changed or {}))
-    put_weights(policy, weights, checkpoint)
-    return policy
+    return _trained(_changed(run_config(folder).model, changed or {}), checkpoint)
 
 
 def load_untouched(
@@ -174,6 +168,13 @@ def model_hash(policy: JanusPolicy) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _trained(node: DictConfig | Mapping[str, Any], checkpoint: Path) -> JanusPolicy:
+    weights = saved_weights(checkpoint)  # first: a damaged one is reported before any model is loaded
+    policy = built(node)
+    put_weights(policy, weights, checkpoint)
+    return policy
 
 
 def _read_settings(path: Path) -> DictConfig:

@@ -224,7 +224,7 @@ def test_a_model_with_nan_is_neither_loaded_nor_exported(whole: JanusPolicy, tmp
     assert not (tmp_path / "original").exists()
 
 
-@pytest.mark.parametrize("data", [b"no database", POINTER])
+@pytest.mark.parametrize("data", [b"no database\n", POINTER])
 @pytest.mark.parametrize("choice, name", [("sqlite", "search.db"), ("journal", "search.journal")])
 def test_trials_of_a_search_that_cannot_be_read(tmp_path: Path, choice: str, name: str, data: bytes):
     (tmp_path / name).write_bytes(data * 100)
