@@ -133,9 +133,11 @@ def last_of_restart(folder: Path) -> str | None:
 
     All ranks call it: of several torchruns, only those count a restart whose own processes failed.
     """
-    last = folder / "checkpoints" / "last.ckpt"
+    from egrpo.checkpoints import last_checkpoint
+
+    last = last_checkpoint(folder)
     own = any(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    return str(last) if any(distributed.gather(own)) and last.exists() else None
+    return str(last) if any(distributed.gather(own)) and last is not None else None
 
 
 def prepare_rank() -> None:

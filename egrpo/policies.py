@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from egrpo.checkpoints import check_checkpoint, find_checkpoint, load_policy_weights
+from egrpo.base.errors import UserError
+from egrpo.checkpoints import check_checkpoint, find_checkpoint, put_weights, saved_weights
 from egrpo.paths import resolve
 from egrpo.policy import JanusPolicy
+from egrpo.yaml_files import read_yaml
 
 RUN_DEPTH = 3  # folders above a checkpoint in which its run is looked for: RUN/checkpoints/last.ckpt
 EXPORTED = "egrpo.yaml"  # beside an export's weights: how the run's model and rollout were set
+TRUST = "EGRPO_TRUST"  # environment variable: packages, comma-separated, that a run's settings may call
 KEPT = ("decoding",)  # a run may have been trained elsewhere, and this changes nothing that is drawn
 
 
@@ -40,10 +44,7 @@ def load_policy(
         FileNotFoundError: There is no such model.
     """
     node, checkpoint = _asked_for(model, ckpt_path, given)
-    policy = built(node)
-    if checkpoint is not None:
-        load_policy_weights(policy, checkpoint)
-    return policy
+    return built(node) if checkpoint is None else _trained(node, checkpoint)
 
 
 def weights_stamp(
@@ -81,9 +82,7 @@ def _asked_for(
 
 def policy_of_run(folder: Path, checkpoint: Path, changed: Mapping[str, Any] | None = None) -> JanusPolicy:
     """The policy of a run's config.yaml with a checkpoint's weights; `changed`: dotted name -> other setting."""
-    policy = built(_changed(run_config(folder).model, changed or {}))
-    load_policy_weights(policy, checkpoint)
-    return policy
+    return _trained(_changed(run_config(folder).model, changed or {}), checkpoint)
 
 
 def load_untouched(
@@ -171,11 +170,34 @@ def model_hash(policy: JanusPolicy) -> str:
     return digest.hexdigest()
 
 
+def _trained(node: DictConfig | Mapping[str, Any], checkpoint: Path) -> JanusPolicy:
+    weights = saved_weights(checkpoint)  # first: a damaged one is reported before any model is loaded
+    policy = built(node)
+    put_weights(policy, weights, checkpoint)
+    return policy
+
+
 def _read_settings(path: Path) -> DictConfig:
-    cfg = OmegaConf.load(path)
-    if not isinstance(cfg, DictConfig) or "_target_" not in (cfg.get("model") or {}):
+    cfg = read_yaml(path)
+    model = cfg.get("model")
+    if not isinstance(model, DictConfig) or "_target_" not in model:
         raise ValueError(f"{path.parent} is not the folder of a training run (its {path.name} names no model)")
+    _check_targets(model, path)
     return cfg
+
+
+def _check_targets(node: Any, path: Path) -> None:
+    """Raises UserError where settings of a run, which may be anybody's, call other code than egrpo's policies."""
+    given = [name.strip() for name in os.environ.get(TRUST, "").split(",")]
+    trusted = tuple(f"{name}." for name in ["egrpo.policy", *given] if name)
+    for key, value in node.items() if isinstance(node, DictConfig) else enumerate(node):
+        if key == "_target_" and not f"{value}.".startswith(trusted):
+            raise UserError(
+                f"{path}: its model is made by {value}, which is none of egrpo's policies and would be run: "
+                f"if you trust it, set {TRUST}={str(value).partition('.')[0]} in the environment"
+            )
+        if OmegaConf.is_config(value):
+            _check_targets(value, path)
 
 
 def _changed(node: DictConfig, settings: Mapping[str, Any]) -> DictConfig:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
+
+from egrpo.tensor_files import CheckpointError, check_finite, read_tensors
 
 SHOWN = 8  # keys named in an error
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -67,17 +65,9 @@ def load_state(path: Path, unwrap: Iterable[str] = (), strip: str = "") -> dict[
         ConversionError: the file cannot be read as tensors.
     """
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            # Files from before torch 1.6 are no zip archives and cannot be mapped.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        # torch's message goes on to explain how to run such code.
-        raise ConversionError(f"{path} holds other things than tensors, or is cut off; it is not loaded") from error
-    except Exception as error:  # broken files raise errors of a dozen types
-        reason = str(error).splitlines()[:1] or ["it is cut off"]
-        raise ConversionError(f"{path} cannot be read as a checkpoint of tensors: {reason[0]}") from error
+        state: Any = read_tensors(path)
+    except CheckpointError as error:
+        raise ConversionError(str(error)) from error
     for key in unwrap:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -158,6 +148,7 @@ def save_converted(
 
     Raises:
         ConversionError: names or shapes do not match those of the model.
+        CheckpointError: a tensor holds NaN or infinity.
     """
     wanted = model.state_dict()
     check_keys(state, wanted, source)
@@ -169,6 +160,7 @@ def save_converted(
     if wrong:
         raise ConversionError(f"{source} does not fit its configuration: {'; '.join(wrong[:SHOWN])}")
     filled = {name: state[name] for name in tqdm(wanted, desc=f"converting {kind}", unit=" tensors", disable=None)}
+    check_finite(filled.items(), str(source))
     model.load_state_dict(filled, assign=True)
     target.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(target)

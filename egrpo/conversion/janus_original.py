@@ -16,6 +16,7 @@ from egrpo.conversion.janus import KEPT, KEPT_TENSORS, JanusSummary, check_folde
 from egrpo.conversion.janus_config import DIMS_FILE, TokenIds, native_config, original_config, original_dims
 from egrpo.conversion.janus_names import CODEBOOK, EMBEDDING, HEAD, to_original, unit_norm, unused_zeros
 from egrpo.conversion.janus_tokens import FILES, TOKENIZER, original_files, token_ids, write_json
+from egrpo.tensor_files import check_finite
 
 
 def convert(source: Path, target: Path, base: str | Path | None = None) -> JanusSummary:
@@ -34,10 +35,12 @@ def convert(source: Path, target: Path, base: str | Path | None = None) -> Janus
 
     Raises:
         ConversionError: `source` is no native Janus, a key is missing or surplus, or `base` is another model.
+        CheckpointError: a weight is NaN or infinite.
     """
     check_folders(source, target)
     config = read_native_config(source)
     native, kept = native_state(source, config), kept_folder(source, base)
+    check_finite(native.items(), str(source))
     state, notes = original_state(native, config, kept)
     target.mkdir(parents=True, exist_ok=True)
     save_file(

@@ -22,6 +22,8 @@ from transformers import AutoConfig, JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from egrpo.tensor_files import CheckpointError, check_finite, readable
+
 _deferring: ContextVar[bool] = ContextVar("deferring", default=False)
 
 
@@ -72,7 +74,7 @@ def weight_files(path: str) -> dict[str, Path]:
         )
     found: dict[str, Path] = {}
     for file in [single] if single else get_checkpoint_shard_files(path, index)[0]:
-        with safe_open(file, framework="pt") as opened:
+        with readable(file), safe_open(file, framework="pt") as opened:
             found |= dict.fromkeys(opened.keys(), Path(file))
     return found
 
@@ -97,11 +99,17 @@ def fill(part: nn.Module, keys: Mapping[str, str], files: Mapping[str, Path], de
                 module = part.get_submodule(owner)
                 empty: Any = getattr(module, attribute)
                 weight = _own_part(opened.get_slice(keys[name]), empty, device)
+                check_finite([(keys[name], weight.to_local() if isinstance(weight, DTensor) else weight)], str(file))
                 module.register_parameter(attribute, nn.Parameter(weight, requires_grad=empty.requires_grad))
 
 
 def _own_part(stored: Any, empty: Any, device: torch.device) -> Tensor:
     """What `empty` holds of a stored weight, read from the file."""
+    if tuple(stored.get_shape()) != tuple(empty.shape):
+        raise CheckpointError(
+            f"a weight of the model has the shape {tuple(stored.get_shape())} in its file and {tuple(empty.shape)} by "
+            "its config.json: fetch or convert the model again"
+        )
     if not isinstance(empty, DTensor):
         return stored[:].to(device, empty.dtype)
     shape, start = compute_local_shape_and_global_offset(empty.shape, empty.device_mesh, empty.placements)

@@ -25,6 +25,7 @@ from egrpo.policy.sampling import grid_size, pad_token
 from egrpo.policy.scoring import score_rollout
 from egrpo.policy.templates import Templates
 from egrpo.precision import keep_buffer_types
+from egrpo.tensor_files import check_finite
 from egrpo.types import PromptRecord, Rollout, Segment, TokenScores
 
 CPU_PIXELS = 2**16  # decoded at once on a CPU: what leaves its cache costs more than a call
@@ -279,8 +280,14 @@ class JanusPolicy(nn.Module):
         return torch.cat([((part.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])[:count]
 
     def export(self, directory: str | Path) -> None:
-        """Saves model (adapter merged) and tokenizer; plain `JanusForConditionalGeneration` loads the folder."""
-        self.model.save_pretrained(directory, state_dict=merged_state_dict(self.model))
+        """Saves model (adapter merged) and tokenizer; plain `JanusForConditionalGeneration` loads the folder.
+
+        Raises:
+            CheckpointError: a weight is NaN or infinite.
+        """
+        merged = merged_state_dict(self.model)
+        check_finite(merged.items(), "the model to export")
+        self.model.save_pretrained(directory, state_dict=merged)
         self.processor.save_pretrained(directory)
 
     def train(self, mode: bool = True) -> JanusPolicy:

@@ -13,6 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer, JanusForConditionalGenera
 
 from egrpo.paths import resolve
 from egrpo.policy.deferred import empty_janus, is_deferring
+from egrpo.tensor_files import check_finite, check_model_folder, loading_model
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 
@@ -30,22 +31,25 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: It is not a complete native Janus checkpoint, or has no tokenizer.
+        ValueError: It is not a complete native Janus checkpoint, is damaged, or has no tokenizer.
     """
     path = str(resolve(path))
+    check_model_folder(Path(path))
     _check_is_janus(path)
     kind = dtype if dtype == "auto" else getattr(torch, dtype, None)
     if not (kind == "auto" or isinstance(kind, torch.dtype)):
         raise ValueError(f"dtype must be a torch type like float32 or bfloat16, or auto, not {dtype!r}")
     if is_deferring():
         return empty_janus(path, kind, attn_implementation), _load_processor(path)
-    loaded: Any = JanusForConditionalGeneration.from_pretrained(
-        path, dtype=kind, attn_implementation=attn_implementation, output_loading_info=True
-    )
+    with loading_model(path):
+        loaded: Any = JanusForConditionalGeneration.from_pretrained(
+            path, dtype=kind, attn_implementation=attn_implementation, output_loading_info=True
+        )
     model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the Janus checkpoint at {path} lacks {len(missing)} weights, {missing[0]} among them")
+    check_finite(model.named_parameters(), path)
     return model, _load_processor(path)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from egrpo.rewards.placement import home_of, pick_device
+from egrpo.tensor_files import check_finite, check_model_folder, loading_model
 
 
 def load_model(kind: Any, folder: Path, reward: str, device: str = "cpu", offload: bool = False) -> Any:
@@ -22,8 +23,9 @@ def load_model(kind: Any, folder: Path, reward: str, device: str = "cpu", offloa
 
     Raises:
         ValueError: the folder holds another architecture, or its weights lack some of the model's tensors, which
-            transformers would fill with random numbers.
+            transformers would fill with random numbers, are damaged, or hold NaN or infinity.
     """
+    check_model_folder(folder)
     wanted, found = kind.config_class.model_type, json.loads((folder / "config.json").read_text()).get("model_type")
     if found != wanted:
         raise ValueError(
@@ -32,13 +34,15 @@ def load_model(kind: Any, folder: Path, reward: str, device: str = "cpu", offloa
         )
     home = home_of(pick_device(device), offload)
     place = {} if home.type == "cpu" else {"device_map": {"": home}}
-    model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **place)
+    with loading_model(folder):
+        model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **place)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(
             f"the weights in {folder} lack {len(missing)} tensors of the {reward} reward's model, the first "
             f"{missing[0]}: fetch or convert the checkpoint again"
         )
+    check_finite(model.named_parameters(), str(folder))
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,91 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
 from egrpo import distributed
+from egrpo.atomic import link
 from egrpo.images import caption, save_sheet, to_images
 from egrpo.training.metrics_file import MetricsFile
+from egrpo.training.saving import queue
 from egrpo.types import PromptRecord, RewardTable, Rollout
 
 
-class Checkpoint(ModelCheckpoint):
+class Kept(ModelCheckpoint):
+    """Lightning's, with one copy of a state on the disk, and without a moment in which there is none.
+
+    `last.ckpt` is a link to the newest state. What is replaced is removed after that, in the order in which checkpoints
+    are written (`egrpo.training.saving`). A folder that was moved or copied keeps its place in the ranking.
+
+    Args:
+        save_optimizer: Whether the optimizer's state is kept too, which is several times the size of the weights; a run
+            that resumes without it starts its optimizer anew.
+        settings: As in Lightning; `save_last` true and "link" are the same.
+    """
+
+    def __init__(self, save_optimizer: bool = True, save_last: bool | str | None = None, **settings: Any):
+        super().__init__(save_last="link" if save_last else save_last, **settings)  # type: ignore[arg-type]
+        self.save_optimizer = save_optimizer
+        self._saving = False
+        self._replaced: list[str] = []
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's class, which earlier versions used for the best state."""
+        return super().state_key.replace("Kept{", "ModelCheckpoint{", 1)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._saving and not self.save_optimizer:
+            checkpoint["optimizer_states"] = []
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(moved(state_dict, str(self.dirpath)))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self._saving = True
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        finally:
+            self._saving = False
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        if not self.save_last:
+            self._remove_replaced(trainer)
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._remove_replaced(trainer)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self._replaced.append(filepath)
+
+    def _remove_replaced(self, trainer: Trainer) -> None:
+        while self._replaced:
+            super()._remove_checkpoint(trainer, self._replaced.pop())
+
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        if trainer.is_global_zero:
+            queue.run(partial(link, Path(filepath), Path(linkpath)))
+        trainer.strategy.barrier()
+
+
+def moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The state of a `ModelCheckpoint` whose folder has another place now, of those of its files that are there."""
+    old = state.get("dirpath")
+    if old is None or old == folder:
+        return state
+
+    def new(path: str) -> str:
+        place = Path(folder) / Path(path).name
+        return str(place) if path and place.exists() else ""
+
+    best = {new(path): score for path, score in state["best_k_models"].items() if new(path)}
+    if len(best) < len(state["best_k_models"]):
+        return state  # this is another run, which began with that one's checkpoint
+    paths = {name: new(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    return {**state, **paths, "dirpath": folder, "best_k_models": best}
+
+
+class Checkpoint(Kept):
     """Keeps the last state for resuming, saved when all of its step is done, and at the end of training.
 
     Lightning saves before the validation of the same step, which a run killed in between would lose on resume. List
@@ -25,13 +105,14 @@ class Checkpoint(ModelCheckpoint):
     Args:
         every_n_train_steps: Optimizer steps from one checkpoint to the next, 0 = only at the end; with several updates
             a rollout, the first rollout that ends at or after a multiple.
-        settings: As in Lightning.
+        settings: As in `Kept`.
     """
 
     def __init__(self, every_n_train_steps: int, **settings: Any):
         super().__init__(every_n_train_steps=every_n_train_steps, **settings)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        queue.raise_error()  # of the background: soon, not only at the next checkpoint
         every, updates = self._every_n_train_steps, pl_module.objective.updates_per_rollout
         if every < 1 or trainer.global_step % every >= updates or self._should_skip_saving_checkpoint(trainer):
             return

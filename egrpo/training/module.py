@@ -15,10 +15,11 @@ from torch import Tensor
 from egrpo import distributed
 from egrpo.algorithm import group_advantages, policy_loss
 from egrpo.algorithm.entropy_policies import ranks_padding
-from egrpo.checkpoints import check_names, trained_names
+from egrpo.checkpoints import check_fit, trained_names
 from egrpo.images import to_images
 from egrpo.policy import JanusPolicy
 from egrpo.rewards import Reward, RewardEnsemble
+from egrpo.tensor_files import check_finite
 from egrpo.training.beside import beside, can_overlap
 from egrpo.training.clock import Clock
 from egrpo.training.engines import Engine, engine_for
@@ -338,5 +339,6 @@ class GRPOModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # engines that divide weights load them themselves
-            check_names(checkpoint["state_dict"], trained_names(self))
+            check_fit(checkpoint["state_dict"], self)
+            check_finite(checkpoint["state_dict"].items(), "the checkpoint")
         self.rewards.load_state_dict(checkpoint.get("rewards", {}))

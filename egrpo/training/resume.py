@@ -9,7 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.checkpoints import last_checkpoint
 from egrpo.training.inputs import input_hashes, read_inputs, save_inputs
+from egrpo.yaml_files import read_yaml
 
 SUMMARY = "summary.json"  # what a run leaves last
 # What a resumed run may change without a word: nothing that decides what is computed.
@@ -64,8 +66,8 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
 
 def last_state(folder: Path) -> str | None:
     """The checkpoint that an unfinished run in this folder can go on from; None = it begins anew."""
-    last = folder / "checkpoints" / "last.ckpt"
-    return str(last) if last.exists() else None
+    last = last_checkpoint(folder)
+    return None if last is None else str(last)
 
 
 def flat_settings(node: Any, join: str = ".") -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _differences(cfg: DictConfig, folder: Path, free: Sequence[str]) -> list[str
     before = folder / "config.yaml"
     if not before.is_file():
         return []
-    containers: Any = [OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(before), cfg)]
+    containers: Any = [OmegaConf.to_container(c, resolve=True) for c in (read_yaml(before), cfg)]
     old, new = (decisive_settings(settings, free) for settings in containers)
     told = [
         f"{name}={new.get(name)} (was {old.get(name)})"

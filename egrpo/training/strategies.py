@@ -11,52 +11,77 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import strategies
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from egrpo import distributed
+from egrpo import distributed, sharded
+from egrpo.atomic import beside, discard, put_in_place, sync
 from egrpo.checkpoints import (
-    beside,
-    check_names,
-    discard,
+    check_fit,
     is_divided,
-    put_in_place,
+    read_file,
     saved_position,
     saved_ranks,
     saved_weights,
-    trained_names,
     with_new_optimizer,
 )
+from egrpo.tensor_files import check_finite, read_tensors, readable
+from egrpo.tensor_files import weights_only as data_alone
+from egrpo.training.saving import IN_BACKGROUND, local, queue, save_file, save_parts
 
 log = logging.getLogger(__name__)
 
 
 def tell_new_optimizer(checkpoint: Any) -> None:
     if distributed.rank() == 0:
-        log.warning("%s was written by another number of ranks or strategy: the optimizer begins anew", checkpoint)
+        log.warning(
+            "the optimizer starts anew: %s was written by another number of ranks or strategy, or without it",
+            checkpoint,
+        )
 
 
 class Files(TorchCheckpointIO):
-    """Checkpoints of strategies that divide no weights: single files. Folders that DeepSpeed wrote are read as well."""
+    """Checkpoints of strategies that divide no weights: single files. Folders of divided ones are read as well.
+
+    Args:
+        background_from: Size in bytes from which on files are written while training continues.
+    """
+
+    def __init__(self, background_from: float = IN_BACKGROUND) -> None:
+        super().__init__()
+        self.background_from = background_from
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """As Lightning's; a folder may have the name until now."""
-        super().save_checkpoint(checkpoint, beside(Path(path)), storage_options)
-        put_in_place(Path(path))
+        save_file(checkpoint, Path(path), self.background_from)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """As Lightning's; of a folder its weights and position, and no state of an optimizer."""
-        if not is_divided(Path(path)):
-            return super().load_checkpoint(path, map_location, weights_only)
-        tell_new_optimizer(path)
-        return with_new_optimizer(Path(path))
+        """As Lightning's, of data alone; of a folder its weights and position, and no state of an optimizer."""
+        found = with_new_optimizer(Path(path)) if Path(path).is_dir() else read_tensors(Path(path))
+        if not found.get("optimizer_states"):
+            tell_new_optimizer(path)
+        return found
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """When what was saved later is written."""
+        queue.run(partial(discard, Path(path)))
+
+    def teardown(self) -> None:
+        wait_for_writes()
+
+
+def wait_for_writes() -> None:
+    """Waits for checkpoints that are still being written; raises what went wrong, unless another error ends the run."""
+    queue.wait(failing=sys.exc_info()[1] is None)
 
 
 class WrittenBeside:
@@ -74,15 +99,37 @@ class WrittenBeside:
         super().save_checkpoint(checkpoint, beside(path), storage_options)  # type: ignore[misc]
         self.barrier()
         if self.is_global_zero:
+            sync(beside(path))
             put_in_place(path)
 
 
-class FSDP2(WrittenBeside, strategies.ModelParallelStrategy):
+class Queued:
+    """For strategies that write without Lightning's CheckpointIO: what `Files` does about removal and the end."""
+
+    def remove_checkpoint(self: Any, filepath: Any) -> None:
+        """When what was saved later is written."""
+        if self.is_global_zero:
+            queue.run(partial(discard, Path(filepath)))
+
+    def teardown(self: Any) -> None:
+        wait_for_writes()
+        super().teardown()  # type: ignore[misc]
+
+
+class FSDP2(Queued, strategies.ModelParallelStrategy):
     """Fully sharded data parallel over all devices of all nodes (torch's `fully_shard`).
 
+    Every rank writes its own part of a checkpoint, and reads the part that it needs of one of any number of ranks.
+
     Args:
+        background_from: Size in bytes of a rank's part from which on it is written while training continues.
         settings: As Lightning's.
     """
+
+    def __init__(self, background_from: float = IN_BACKGROUND, **settings: Any) -> None:
+        super().__init__(**{**settings, "save_distributed_checkpoint": False})  # Lightning's format is a pickle
+        self.background_from = background_from
+        self._group: Any = None
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -90,29 +137,82 @@ class FSDP2(WrittenBeside, strategies.ModelParallelStrategy):
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The trained weights on rank 0, gathered one by one and moved to the host; nothing on the other ranks."""
-        assert self.model is not None
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        return get_model_state_dict(self.model, options=options)
+        """The trained weights, of which this rank has its part."""
+        return {name: parameter.detach() for name, parameter in self._trained().items()}
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Settings and states, of which this rank has its part; see `egrpo.sharded`."""
+        optimizer, names = getattr(optimizer, "_optimizer", optimizer), self._names()
+        number = next(i for i, own in enumerate(self.optimizers) if getattr(own, "_optimizer", own) is optimizer)
+        return {
+            "tensors": sharded.optimizer_tensors(optimizer, number, names),
+            "position": sharded.optimizer_position(optimizer, names),
+        }
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Each rank its own part of a folder; without `optimizer_states` the weights and the position alone."""
+        path = Path(self.broadcast(filepath))
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=distributed.PATIENCE)
+        position = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
+        parts = {sharded.WEIGHTS: checkpoint["state_dict"]}
+        if states := checkpoint.get("optimizer_states"):
+            parts[sharded.OPTIMIZER] = {name: t for state in states for name, t in state["tensors"].items()}
+            position[sharded.OPTIMIZERS] = [state["position"] for state in states]
+        save_parts(parts, position, path, self._group, self.background_from)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """As Lightning's, after a look at the names; of a folder that DeepSpeed wrote weights and position, for its
-        optimizer begins anew."""
-        assert self.model is not None and self.lightning_module is not None
+        """All of a checkpoint of FSDP2 or a single file; of a folder that DeepSpeed wrote weights and position, for
+        its optimizer starts anew."""
         path = Path(self.broadcast(checkpoint_path))
-        trained = trained_names(self.lightning_module)
+        if sharded.is_sharded(path):
+            return self._load_parts(path)
+        assert self.model is not None and self.lightning_module is not None
         if not is_divided(path):
-            if path.is_file():
-                check_names(torch.load(path, mmap=True, map_location="cpu", weights_only=False)["state_dict"], trained)
-            return super().load_checkpoint(path, weights_only)
+            return self._load_file(path)
         tell_new_optimizer(path)
-        weights: dict[str, Any] = {}
-        if self.global_rank == 0:
-            weights |= saved_weights(path)
-            check_names(weights, trained)
+        self._set_weights(saved_weights(path) if self.global_rank == 0 else {})
+        return saved_position(path) | {"optimizer_states": []}
+
+    def _load_parts(self, path: Path) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        check_fit(sharded.weight_shapes(path), self.lightning_module)
+        trained = self._trained()
+        sharded.load_weights(path, trained)
+        check_finite(((name, local(p)) for name, p in trained.items()), str(path))
+        if not sharded.has_optimizer(path):
+            tell_new_optimizer(path)
+        else:
+            for number, optimizer in enumerate(self.optimizers):
+                sharded.load_optimizer(path, optimizer, number, self._names())
+        return sharded.read_position(path) | {"optimizer_states": []}
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        found = read_file(path)
+        check_fit(found["state_dict"], self.lightning_module)  # type: ignore[arg-type]
+        check_finite(found["state_dict"].items(), str(path))
+        if found.get("optimizer_states"):
+            with data_alone():
+                return super().load_checkpoint(path)
+        tell_new_optimizer(path)
+        self._set_weights(found.pop("state_dict") if self.global_rank == 0 else {})
+        return found
+
+    def _set_weights(self, weights: dict[str, Any]) -> None:
+        """Divides whole weights of rank 0 among the ranks."""
+        assert self.model is not None and self.lightning_module is not None
+        if weights:
+            check_fit(weights, self.lightning_module)
+            check_finite(weights.items(), "the checkpoint")
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(self.model, weights, options=options)
-        return saved_position(path) | {"optimizer_states": []}
+
+    def _trained(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return {name: p for name, p in self.lightning_module.named_parameters() if p.requires_grad}
+
+    def _names(self) -> dict[int, str]:
+        return {id(parameter): name for name, parameter in self._trained().items()}
 
 
 @contextmanager
@@ -135,7 +235,7 @@ def compiling() -> Iterator[None]:
         ) from error
 
 
-class DeepSpeed(WrittenBeside, strategies.DeepSpeedStrategy):
+class DeepSpeed(Queued, WrittenBeside, strategies.DeepSpeedStrategy):
     """DeepSpeed ZeRO.
 
     Args:
@@ -202,20 +302,45 @@ class DeepSpeed(WrittenBeside, strategies.DeepSpeedStrategy):
         with compiling():
             super()._initialize_deepspeed_train(model)
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """A folder with a part of every rank; without `optimizer_states` one file with the weights and the position."""
+        if checkpoint.get("optimizer_states"):
+            queue.wait()
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        weights = self._whole_weights()
+        if self.is_global_zero:
+            save_file({**checkpoint, "state_dict": weights}, Path(filepath), IN_BACKGROUND)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """All of a checkpoint of as many ranks; of another one its position, for its weights are there already and its
         optimizer begins anew."""
         if self._fits(Path(checkpoint_path)):
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            with data_alone(), readable(checkpoint_path):
+                return super().load_checkpoint(checkpoint_path, weights_only)
         tell_new_optimizer(checkpoint_path)
         return saved_position(Path(checkpoint_path))
 
+    def _whole_weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights, gathered one by one, on the host of rank 0; nothing on the other ranks."""
+        import deepspeed
+
+        assert self.lightning_module is not None
+        found = {}
+        for name, parameter in self.lightning_module.named_parameters():
+            if parameter.requires_grad:
+                with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage_3):
+                    if self.is_global_zero:
+                        found[name] = parameter.detach().to("cpu", copy=True)
+        return found
+
     def _fits(self, path: Path) -> bool:
-        return path.is_dir() and saved_ranks(path) == self.world_size
+        return is_divided(path) and saved_ranks(path) == self.world_size
 
     def _weights(self, path: Path) -> dict[str, torch.Tensor]:
         weights = saved_weights(path) if self.global_rank == 0 or not self.zero_stage_3 else {}
         if weights:
             assert self.lightning_module is not None
-            check_names(weights, trained_names(self.lightning_module))
+            check_fit(weights, self.lightning_module)
+            check_finite(weights.items(), str(path))
         return weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from egrpo.checkpoints import find_checkpoint, is_divided, saved_ranks, saved_weights, trained_names
+from egrpo.sharded import is_sharded
+from egrpo.training.saving import local
+from egrpo.training.strategies import wait_for_writes
 from tests.distributed.pieces import logits
 from tests.distributed.ranks import on_ranks
 from tests.distributed.trajectory import SETTINGS
@@ -28,6 +30,8 @@ CHANGES = [
     ("deepspeed_stage_2", "deepspeed_stage_2", 1),
     ("ddp", "deepspeed_stage_3", 2),
     ("fsdp2", "auto", 1),
+    ("fsdp2", "deepspeed_stage_3", 2),
+    ("ddp", "fsdp2", 2),
 ]
 # What the step after a checkpoint has from the weights and the position alone.
 AT_ONCE = ("step", "train/loss", "train/kl", "train/reward", "train/grad_norm", "train/lr")
@@ -59,6 +63,8 @@ def test_resume_and_export(prompts, tmp_path, name: str):
     alone = (f"strategy={name}", "trainer.devices=1", "trainer.max_steps=4", f"ckpt_path={middle}")
     on_ranks(run, tmp_path / "call", prompts, one, *alone, count=1)
     check_first(numbers(one)[0], numbers(whole)[2])
+    if name == "fsdp2":  # its optimizer is divided anew, so later steps are the same too
+        check_first(numbers(one)[1], numbers(whole)[3])
     check_export(whole, tmp_path / "export", torch.load(tmp_path / "logits.pt"))
 
 
@@ -80,47 +86,44 @@ def test_a_run_goes_on_in_its_folder_under_another_strategy(prompts, tmp_path, w
     rows = numbers(parts)
     assert [row["step"] for row in rows] == [1, 2, 3]
     check_first(rows[2], numbers(whole)[2])
-    divided = reader.startswith("deepspeed")
-    assert is_divided(last) == divided and saved_ranks(last) == (count if divided else 1)
+    assert is_divided(last) == reader.startswith("deepspeed") and is_sharded(last) == (reader == "fsdp2")
+    assert saved_ranks(last) == (1 if reader in ("auto", "ddp") else count)
     assert sorted(path.name for path in last.parent.iterdir()) == sorted(
         path.name for path in (whole / "checkpoints").iterdir()
     )
 
 
 def what_fsdp2_saves(prompts: Path, folder: Path) -> dict[str, Any]:
-    """What this rank gathers for a checkpoint, and how many whole weights it has at most while it does."""
+    """How many numbers this rank holds of what it saves, how many there are, and whether any was made whole."""
     words = ("strategy=fsdp2", "trainer.devices=2", "trainer.precision=32-true", "trainer.max_steps=1")
     module = Runs(prompts).fit(folder, *words)
     strategy: Any = module.trainer.strategy
-    living: list[weakref.ref[torch.Tensor]] = []
-    most = 0
-    to_local = DTensor.to_local
-
-    def counted(self: Any, *arguments: Any, **more: Any) -> torch.Tensor:
-        nonlocal most
-        whole = to_local(self, *arguments, **more)
-        living.append(weakref.ref(whole))
-        most = max(most, sum(ref() is not None for ref in living))
-        return whole
-
-    DTensor.to_local = counted  # type: ignore[method-assign]
+    gathered: list[torch.Tensor] = []
+    full_tensor = DTensor.full_tensor
+    DTensor.full_tensor = lambda self, **more: gathered.append(self) or full_tensor(self, **more)  # type: ignore
     weights = strategy.lightning_module_state_dict()
-    optimizer = strategy.optimizer_state(strategy.optimizers[0])
-    DTensor.to_local = to_local  # type: ignore[method-assign]
-    kinds = {(type(value), value.device.type) for value in weights.values()}
+    optimizer = strategy.optimizer_state(strategy.optimizers[0])["tensors"]
+    strategy.save_checkpoint({"global_step": 1, "state_dict": weights}, folder / "last.ckpt")
+    wait_for_writes()
+    DTensor.full_tensor = full_tensor  # type: ignore[method-assign]
     return {
-        **{"weights": set(weights), "optimizer": len(optimizer.get("state", {})), "most": most, "kinds": kinds},
-        "trained": trained_names(module),
+        "names": set(weights) == trained_names(module),
+        "own": sum(local(value).numel() for value in weights.values()),
+        "all": sum(value.numel() for value in weights.values()),
+        "optimizer": sum(local(value).numel() for value in optimizer.values() if value.dim()),
+        "gathered": len(gathered),
     }
 
 
 @pytest.mark.slow
-def test_rank_0_alone_gathers_what_fsdp2_saves(prompts, tmp_path):
-    """The trained weights, whole, on the host; the other rank lets each go before the next."""
-    first, second = on_ranks(what_fsdp2_saves, tmp_path / "call", prompts, tmp_path / "run")
-    assert first["weights"] == first["trained"] and first["optimizer"] == len(first["trained"])
-    assert first["kinds"] == {(torch.Tensor, "cpu")} and first["most"] >= len(first["trained"])
-    assert not second["weights"] and not second["optimizer"] and second["most"] <= 2
+def test_each_rank_saves_its_own_part_of_fsdp2_and_gathers_nothing(prompts, tmp_path):
+    ranks = on_ranks(what_fsdp2_saves, tmp_path / "call", prompts, tmp_path / "run")
+    assert sum(rank["own"] for rank in ranks) == ranks[0]["all"] and all(rank["names"] for rank in ranks)
+    for rank in ranks:
+        assert 0.4 < rank["own"] / rank["all"] < 0.6 and rank["optimizer"] == 2 * rank["own"]
+        assert rank["gathered"] == 0
+    sizes = [p.stat().st_size for p in sorted((tmp_path / "run" / "last.ckpt" / "weights").iterdir())]
+    assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes)
 
 
 def check_export(run_folder: Path, target: Path, logits_of_run: dict[str, torch.Tensor]) -> None:

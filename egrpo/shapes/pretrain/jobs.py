@@ -18,6 +18,7 @@ from egrpo.policy import Templates
 from egrpo.shapes.pretrain.build import build_model, build_tokenizer
 from egrpo.shapes.pretrain.codec import train_codec
 from egrpo.shapes.pretrain.language import ExampleMaker, train_language
+from egrpo.tensor_files import read_tensors
 
 
 def make_codec(settings: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def make_language(settings: dict[str, Any]) -> dict[str, Any]:
         history += json.dumps([stage, recipe])
         kept = Path(settings["target"]).parent / f"{stage}_{hashlib.sha256(history.encode()).hexdigest()[:12]}.pt"
         if kept.exists():
-            model.load_state_dict(torch.load(kept, weights_only=True))
+            model.load_state_dict(read_tensors(kept))
             continue
         start = time.monotonic()
         maker = ExampleMaker(tokenizer, templates, seed=settings["seed"] + number, **settings["examples"])
