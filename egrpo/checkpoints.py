@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from egrpo.base.errors import UserError
+
 ZERO_TAG = "checkpoint"  # the folder in which Lightning has DeepSpeed write
 POLICY = "policy."  # the policy's name inside the LightningModule
 
@@ -27,10 +29,10 @@ def trained_names(module: nn.Module) -> set[str]:
 
 
 def check_names(found: Iterable[str], wanted: set[str]) -> None:
-    """Raises ValueError where a checkpoint's weights are not exactly those that the model trains."""
+    """Raises UserError where a checkpoint's weights are not exactly those that the model trains."""
     found = set(found)
     if odd := sorted(wanted ^ found):
-        raise ValueError(
+        raise UserError(
             f"the checkpoint does not fit this model: {len(wanted - found)} weights are missing and "
             f"{len(found - wanted)} are surplus (such as {odd[0]}); use the model and adapter it was trained with"
         )
@@ -40,7 +42,7 @@ def find_checkpoint(folder: Path, which: str) -> Path:
     """The checkpoint file of a run: "last", "best", or a path of its own.
 
     Raises:
-        ValueError: there is none; the message lists those that are there.
+        UserError: there is none; the message lists those that are there.
     """
     if which == "last":
         found = sorted(folder.glob("checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
@@ -50,7 +52,7 @@ def find_checkpoint(folder: Path, which: str) -> Path:
         found = [Path(which)] if Path(which).exists() else []
     if not found:
         there = ", ".join(sorted(path.name for path in folder.glob("checkpoints/*.ckpt"))) or "none"
-        raise ValueError(f"checkpoint={which}: there is no such checkpoint in {folder}/checkpoints (there: {there})")
+        raise UserError(f"checkpoint={which}: there is no such checkpoint in {folder}/checkpoints (there: {there})")
     return found[-1]
 
 
@@ -58,12 +60,12 @@ def all_checkpoints(folder: Path) -> dict[int, Path]:
     """Optimizer step -> checkpoint of a run, steps ascending; of several at one step, the first by name.
 
     Raises:
-        ValueError: the run has none.
+        UserError: the run has none.
     """
     paths = sorted(folder.glob("checkpoints/*.ckpt"), reverse=True)
     found = {int(saved_position(path)["global_step"]): path for path in paths}
     if not found:
-        raise ValueError(f"{folder}/checkpoints holds no checkpoints (*.ckpt): name the folder of a run that kept some")
+        raise UserError(f"{folder}/checkpoints holds no checkpoints (*.ckpt): name the folder of a run that kept some")
     return dict(sorted(found.items()))
 
 
@@ -72,7 +74,7 @@ def saved_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     if not checkpoint.is_dir():
         return torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     if not is_divided(checkpoint):
-        raise ValueError(f"{checkpoint} is not a checkpoint: neither a file nor a folder with DeepSpeed's parts")
+        raise UserError(f"{checkpoint} is not a checkpoint: neither a file nor a folder with DeepSpeed's parts")
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()):  # it tells how it counts
@@ -91,18 +93,16 @@ def is_divided(checkpoint: Path) -> bool:
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Raises ValueError where a checkpoint to resume from is not there, or is not whole."""
+    """Raises UserError where a checkpoint to resume from is not there, or is not whole."""
     if path is None:
         return
     if not Path(path).exists():
-        raise ValueError(f"ckpt_path={path}: there is no such checkpoint; runs keep theirs in FOLDER/checkpoints/")
+        raise UserError(f"ckpt_path={path}: there is no such checkpoint; runs keep theirs in FOLDER/checkpoints/")
     if Path(path).is_file() and not zipfile.is_zipfile(path):  # strategies that share weights write folders
-        raise ValueError(f"ckpt_path={path}: this file is not a checkpoint, or was cut short; give an earlier one")
+        raise UserError(f"ckpt_path={path}: this file is not a checkpoint, or was cut short; give an earlier one")
     folder = Path(path)  # of DeepSpeed's parts, or of torch's, which name their index .metadata
     if folder.is_dir() and not is_divided(folder) and not (folder / ".metadata").is_file():
-        raise ValueError(
-            f"ckpt_path={path}: this folder is not a checkpoint; give one, as FOLDER/checkpoints/last.ckpt"
-        )
+        raise UserError(f"ckpt_path={path}: this folder is not a checkpoint; give one, as FOLDER/checkpoints/last.ckpt")
 
 
 def saved_position(checkpoint: Path) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def load_policy_weights(policy: nn.Module, checkpoint: Path) -> None:
     """Puts a checkpoint's trained weights into a freshly built policy.
 
     Raises:
-        ValueError: they belong to another model or adapter.
+        UserError: they belong to another model or adapter.
     """
     weights = {name.removeprefix(POLICY): value for name, value in saved_weights(checkpoint).items()}
     check_names(weights, trained_names(policy))

@@ -16,12 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from egrpo.base.errors import UserError
+
 SHOWN = 8  # keys named in an error
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """The source is not what the converter expects. The message says which keys or files, and how to mend it."""
 
 

@@ -22,6 +22,8 @@ from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from egrpo import distributed
+from egrpo.base.errors import ConsequenceError, UserError
+from egrpo.base.files import writing
 from egrpo.checkpoints import (
     beside,
     check_names,
@@ -48,8 +50,9 @@ class Files(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """As Lightning's; a folder may have the name until now."""
-        super().save_checkpoint(checkpoint, beside(Path(path)), storage_options)
-        put_in_place(Path(path))
+        with writing(path):
+            super().save_checkpoint(checkpoint, beside(Path(path)), storage_options)
+            put_in_place(Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """As Lightning's; of a folder its weights and position, and no state of an optimizer."""
@@ -71,7 +74,8 @@ class WrittenBeside:
         if self.is_global_zero:
             discard(beside(path))
         self.barrier()
-        super().save_checkpoint(checkpoint, beside(path), storage_options)  # type: ignore[misc]
+        with writing(path):
+            super().save_checkpoint(checkpoint, beside(path), storage_options)  # type: ignore[misc]
         self.barrier()
         if self.is_global_zero:
             put_in_place(path)
@@ -120,7 +124,7 @@ def compiling() -> Iterator[None]:
     """Where DeepSpeed may compile parts of itself: on a CPU at first use, elsewhere for some optimizers.
 
     Raises:
-        ValueError: it could not; the compiler's own words are in the error's cause.
+        UserError: it could not; the compiler's own words are in the error's cause.
     """
     try:
         yield
@@ -129,7 +133,9 @@ def compiling() -> Iterator[None]:
             raise
         name = os.environ.get("CXX", "c++")
         fault = "failed" if shutil.which(name) else "is not there"
-        raise ValueError(
+        # The ranks that wait for another one to compile find no shared object when it could not.
+        kind = ConsequenceError if "shared object file" in str(error) else UserError
+        raise kind(
             f"DeepSpeed compiles parts of itself at first use, and the C++ compiler {name} {fault}: install one, "
             "such as g++, or name it by CXX=...; strategy=fsdp2 or ddp needs none (error.txt has what was tried)"
         ) from error
