@@ -188,9 +188,11 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         with whole_folder(tmp_path / "model", replaces="mark") as part:
             (part / "mark").write_text(content)
             if content == "1":
-                (part / "left").touch()
+                (part / "model-00001-of-00002.safetensors").touch()
+                (part / "my notes").touch()
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
-    assert [p.name for p in (tmp_path / "model").iterdir()] == ["mark"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["mark", "my notes"]
+    assert (tmp_path / "model" / "mark").read_text() == "2"
     with pytest.raises(FolderTakenError, match=f"target={tmp_path}/model is there already and holds mark"):
         with whole_folder(tmp_path / "model"):
             pass
