@@ -6,10 +6,8 @@ that was stopped goes on in its own folder (hydra.run.dir=FOLDER); of a finished
 
 from __future__ import annotations
 
-import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -20,9 +18,10 @@ from egrpo.analysis.report import write_report
 from egrpo.analysis.runs import make_runs
 from egrpo.analysis.setup import decisive, description, work_of
 from egrpo.analysis.shards import draw_all, number_of_processes
-from egrpo.analysis.storage import alone, claim, discard_partial
+from egrpo.analysis.storage import claim, discard_partial
 from egrpo.analysis.tracking import log_study
-from egrpo.entry import run, save_config
+from egrpo.base.files import hold
+from egrpo.entry import resume_in_folder, run, save_config
 
 
 def analyze(cfg: DictConfig) -> None:
@@ -32,7 +31,7 @@ def analyze(cfg: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     description(cfg, work, overrides)  # a wrong name is told before hours of drawing
     instantiate(cfg.logger)  # and so is a tracker that cannot be used
-    with alone(folder, "the study in"):
+    with hold(folder, "the study in"):
         claim(folder, decisive(work))
         save_config(cfg, folder)
         make_runs(work.settings, cfg.threads)
@@ -51,11 +50,5 @@ def analyze(cfg: DictConfig) -> None:
     print(folder)
 
 
-def _stop(*signal_and_frame: Any) -> None:
-    """Ends like Ctrl-C does: with the processes that were started."""
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
-    run(analyze, "analyze")
+    run(analyze, "analyze", resume=resume_in_folder)

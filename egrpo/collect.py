@@ -13,6 +13,8 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from egrpo.analysis.resampling import Bootstrap
+from egrpo.base.errors import UserError
+from egrpo.base.files import write_whole
 from egrpo.base.targets import claim_target
 from egrpo.entry import run
 from egrpo.provenance import write_json
@@ -36,9 +38,9 @@ def collect(cfg: DictConfig) -> None:
     bootstrap = Bootstrap(cfg.resamples, cfg.seed)
     compared = compare(table, measures, baseline, bootstrap)
     claim_target(target, "target", "collect", names=WRITTEN, signs=("results.json",))
-    table.round(6).to_csv(target / "runs.csv", index=False)
+    write_whole(target / "runs.csv", table.round(6).to_csv(index=False).encode())
     text = fragment(compared, baseline, cfg.judge, table)
-    (target / "table.md").write_text(text)
+    write_whole(target / "table.md", text.encode())
     by_setting = {
         name: [r for r, label in zip(runs, table.setting, strict=True) if label == name and r.status == FINISHED]
         for name in compared
@@ -58,14 +60,14 @@ def check(table: pd.DataFrame, cfg: DictConfig) -> None:
     """Whether there is something to compare.
 
     Raises:
-        ValueError: no run is finished, or none has the judge's score.
+        UserError: no run is finished, or none has the judge's score.
     """
     finished = table[table.status == FINISHED]
     if not len(finished):
-        raise ValueError("\n".join([f"sweep={cfg.sweep}: none of the {len(table)} runs is finished", *left_out(table)]))
+        raise UserError("\n".join([f"sweep={cfg.sweep}: none of the {len(table)} runs is finished", *left_out(table)]))
     if cfg.judge not in finished or not finished[cfg.judge].notna().any():
         numbers = sorted(c for c in finished if pd.api.types.is_numeric_dtype(finished[c]))
-        raise ValueError(f"judge={cfg.judge}: no finished run has this score; choose of {', '.join(numbers)}")
+        raise UserError(f"judge={cfg.judge}: no finished run has this score; choose of {', '.join(numbers)}")
 
 
 def results(compared: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:

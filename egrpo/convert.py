@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from egrpo.base.errors import UserError
-from egrpo.base.targets import claim_target
+from egrpo.base.files import whole_folder
+from egrpo.base.targets import MARK, claim_target
 from egrpo.entry import run
 
 
@@ -18,7 +20,9 @@ def convert(cfg: DictConfig) -> None:
     if not source.exists():
         raise UserError(f"source={source} does not exist: give the official file, or the folder that holds it")
     claim_target(target, "target", "convert")
-    print(instantiate(cfg.kind)(source, target))
+    with whole_folder(target, replaces=MARK) as part:
+        summary = instantiate(cfg.kind)(source, part)
+    print(replace(summary, target=target))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ def dashboard(cfg: DictConfig) -> None:
     workspace = build_workspace(cfg.study, cfg.entity, cfg.project, cfg.group_by, list(cfg.columns), sections)
     target = Path(cfg.target)
     claim_file(target, "target", "spec")
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, description(workspace))
     panels = sum(len(metrics) for metrics in sections.values())
     print(f"{len(sections)} sections, {panels} panels: {', '.join(sections)}")

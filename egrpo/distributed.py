@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from egrpo.base.errors import UserError
+
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # a slow reward on one rank is no failure; a dead rank is told at once by its connections
 
@@ -26,14 +28,14 @@ def connect() -> None:
     """Joins the process group of a launched run: gloo for what is on the CPU, NCCL beside it where there are GPUs.
 
     Raises:
-        ValueError: torchrun would restart the run over several nodes in a way that hangs.
+        UserError: torchrun would restart the run over several nodes in a way that hangs.
     """
     if launched() < 2 or dist.is_initialized():
         return
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own store, the same in every attempt
     if kept and int(os.environ["GROUP_WORLD_SIZE"]) > 1 and int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) > 0:
         # Every torchrun counts restarts for itself, so nodes would look for each other in different attempts.
-        raise ValueError(
+        raise UserError(
             "a restart over several nodes would hang: start torchrun with --rdzv-backend=c10d and "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, or with --max-restarts=0"
         )
@@ -117,13 +119,20 @@ def sum_in_place(tensors: Sequence[Tensor], bucket: int = 2**25) -> None:
         send()
 
 
-def say_once(say: Callable[[], None]) -> None:
+def say_once(say: Callable[[], None], patience: float = 0) -> None:
     """Calls `say` on the first rank of the job that comes here; the others wait for it. Alone, calls it.
 
     Ranks that fail for one reason so tell it once. Those that the launcher gave nothing to agree by all say it.
+
+    Args:
+        say: Prints.
+        patience: Seconds for which this rank lets another one come first.
     """
     store = _launchers_store()
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if store is not None and patience:
+        with contextlib.suppress(RuntimeError):  # nobody else has anything to say
+            store.wait([f"egrpo_said_{attempt}"], timedelta(seconds=patience))
     if store is None or store.add(f"egrpo_saying_{attempt}", 1) == 1:
         say()
         if store is not None:
@@ -131,6 +140,24 @@ def say_once(say: Callable[[], None]) -> None:
         return
     with contextlib.suppress(RuntimeError):  # the launcher ends the others when one ends: not before it is said
         store.wait([f"egrpo_said_{attempt}"], timedelta(seconds=5))
+
+
+def announce(folder: str) -> None:
+    """Lets the other ranks know where the first keeps the files of this run."""
+    if launched() > 1 and os.environ["RANK"] == "0" and (store := _launchers_store()) is not None:
+        store.set(f"egrpo_folder_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", folder)
+
+
+def announced() -> str | None:
+    """The folder that the first rank has announced; None alone, or where it has not come so far."""
+    store = _launchers_store()
+    if store is None:
+        return None
+    key = f"egrpo_folder_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    with contextlib.suppress(RuntimeError):
+        store.wait([key], timedelta(seconds=5))
+        return store.get(key).decode()
+    return None
 
 
 def _launchers_store() -> Any:
@@ -145,22 +172,47 @@ def _launchers_store() -> Any:
 
 
 def is_told_elsewhere(error: BaseException) -> bool:
-    """Whether the error says no more than that another rank has gone, which tells its own reason."""
-    words = (
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Broken pipe",
-        "Socket closed",
-        "recvValue failed",
-    )
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while launched() > 1 and cause is not None and id(cause) not in seen:
-        if isinstance(cause, RuntimeError) and any(word.lower() in str(cause).lower() for word in words):
-            return True
-        seen.add(id(cause))
-        cause = cause.__cause__ or cause.__context__
-    return False
+    """Whether the error says no more than that another rank has gone, which reports its own reason.
+
+    An error that is written for the user, and only followed by the end of the connections, is this rank's own.
+    """
+    links = chain(error)
+    gone = [number for number, link in enumerate(links) if is_peer_gone(link)]
+    return launched() > 1 and bool(gone) and not any(isinstance(e, UserError) for e in links[gone[-1] + 1 :])
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """The error, what it was raised from or while handling, and so on."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return links
+
+
+PEER_GONE = (
+    *("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed"),
+    "recvvalue failed",
+)
+COLLECTIVES = ("torch", "deepspeed", "lightning")  # packages in which torch's process groups raise
+
+
+def is_peer_gone(error: BaseException) -> bool:
+    """Whether torch's process group raised it because a peer's connection ended.
+
+    By its origin: torch has a class for it, or raises a plain RuntimeError out of its own code. A server that a reward
+    asks may say the same words.
+    """
+    if not any(words in str(error).lower() for words in PEER_GONE):
+        return False
+    if isinstance(error, dist.DistError):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return type(error) is RuntimeError and module.partition(".")[0] in COLLECTIVES
 
 
 class Ranks:

@@ -13,13 +13,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.base.errors import UserError
 from egrpo.benchmarks import Benchmark, Scores, build_table
 from egrpo.benchmarks.curve import save_curve
 from egrpo.benchmarks.evaluation import Assessed, assess, beside, compared, save_table
 from egrpo.benchmarks.export import already_there, export, scored_since_drawn, scoring, told_label
 from egrpo.benchmarks.states import State, states
 from egrpo.benchmarks.tracking import log_scores
-from egrpo.entry import overrides, run, save_config
+from egrpo.entry import overrides, resume_in_folder, run, save_config
 from egrpo.generation import chosen, request_stamp
 from egrpo.policies import given_settings, trained_settings
 from egrpo.rewards.placement import pick_device
@@ -50,7 +51,7 @@ def evaluate(cfg: DictConfig) -> None:
     if rows:
         report(cfg, folder, benchmark, scores, beside(rows, others))
     if failures:
-        raise ValueError("\n".join([*failures, f"what was drawn and scored is kept in {folder}"]))
+        raise UserError("\n".join([*failures, f"what was drawn and scored is kept in {folder}"]))
     print(folder)
 
 
@@ -102,4 +103,4 @@ def report(
 
 
 if __name__ == "__main__":
-    run(evaluate, "evaluate")
+    run(evaluate, "evaluate", resume=resume_in_folder)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from egrpo.base.targets import claim_target
+from egrpo.base.files import whole_folder
+from egrpo.base.targets import MARK, claim_target
 from egrpo.checkpoints import find_checkpoint
 from egrpo.entry import run
 from egrpo.policies import EXPORTED, policy_of_run, run_config, save_settings
@@ -20,8 +21,9 @@ def export(cfg: DictConfig) -> None:
     target = Path(cfg.target).expanduser()
     policy = policy_of_run(folder, checkpoint)
     claim_target(target, "target", "export", signs=(EXPORTED,))
-    policy.export(target)
-    save_settings(folder, target)
+    with whole_folder(target, replaces=MARK) as part:
+        policy.export(part)
+        save_settings(folder, part)
     print(f"exported {checkpoint}")
     print(target)
 

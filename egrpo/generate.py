@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from egrpo.entry import overrides, run, save_config
+from egrpo.entry import overrides, resume_in_folder, run, save_config
 from egrpo.generation import (
     already_there,
     batches,
@@ -58,4 +58,4 @@ def generate(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(generate, "generate")
+    run(generate, "generate", resume=resume_in_folder)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from egrpo.base.files import writing
 from egrpo.base.fonts import any_text
 
 
@@ -42,8 +43,8 @@ def save_sheet(
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes the figure; the folder is made. Figures are made without pyplot, which belongs to the caller."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with any_text():
+    with writing(path), any_text():
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
 
 

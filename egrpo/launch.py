@@ -5,7 +5,10 @@ A job of a sweep (`-m`) starts that torchrun beside itself and waits for it, for
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,10 +21,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from egrpo import distributed
+from egrpo.base.errors import UserError
+from egrpo.base.stopping import PARENT
 from egrpo.distributed import launched
 
+SILENT = "EGRPO_TORCHRUN"  # environment variable of ranks whose launcher says what stopped them
+SUMMARY = "summary.json"  # what a training run leaves last
 
-class LaunchError(ValueError):
+
+class LaunchError(UserError):
     """A run that was started by torchrun failed; its own processes have told why, and kept the traceback."""
 
 
@@ -35,7 +43,7 @@ def launch(cfg: DictConfig) -> bool:
         process is replaced by torchrun, and the call does not return.
 
     Raises:
-        ValueError: several nodes are asked for, which only a launcher on each of them can start; or a launcher started
+        UserError: several nodes are asked for, which only a launcher on each of them can start; or a launcher started
             another number of processes than the trainer asks for; or a sweep's launcher does not fit the run.
         LaunchError: the run of a sweep's job failed.
     """
@@ -47,13 +55,13 @@ def launch(cfg: DictConfig) -> bool:
         return False  # "auto", or all: Lightning finds out
     if launched() > 1:
         if launched() != count * nodes:
-            raise ValueError(
+            raise UserError(
                 f"{launched()} processes were launched, but trainer.devices={count} x trainer.num_nodes={nodes}: "
                 "let both tell the same"
             )
         return False
     if nodes > 1:
-        raise ValueError(
+        raise UserError(
             f"trainer.num_nodes={nodes}: start the run on every node, e.g. torchrun --nnodes={nodes} "
             f"--nproc-per-node={count} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 -m egrpo.train ... "
             "(docs/multi_node.md)"
@@ -65,8 +73,26 @@ def launch(cfg: DictConfig) -> bool:
     environment = {"OMP_NUM_THREADS": str(cfg.threads), **os.environ}
     if not in_sweep():
         os.execve(sys.executable, command, environment)
-    _run(command, environment)
+    _run(command, environment | {PARENT: str(os.getpid())})
+    if not is_whole(Path(cfg.run_dir)):
+        raise LaunchError(f"the run ended without {SUMMARY} in {cfg.run_dir}; its output above tells why")
     return True
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a training run in this folder came to its end: its summary is there, and can be read."""
+    try:
+        return isinstance(json.loads((folder / SUMMARY).read_text()), dict)
+    except (OSError, ValueError):
+        return False
+
+
+def resume_training(folder: Path) -> str:
+    """How a training run that was stopped is resumed."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        return f"resume with ckpt_path={last} hydra.run.dir={folder} (or go_on=true in place of ckpt_path)"
+    return f"no checkpoint was saved so far; the same command with hydra.run.dir={folder} starts again"
 
 
 def in_sweep() -> bool:
@@ -92,15 +118,15 @@ def _check_sweep(gpus: int | str) -> None:
     launcher = HydraConfig.get().launcher
     tasks = launcher.get("nodes", 1) * launcher.get("tasks_per_node", 1)
     if launched() > 1:
-        raise ValueError("a sweep (-m) starts the processes of its jobs itself: start it without torchrun")
+        raise UserError("a sweep (-m) starts the processes of its jobs itself: start it without torchrun")
     if tasks > 1:
-        raise ValueError(
+        raise UserError(
             f"hydra.launcher.nodes x hydra.launcher.tasks_per_node = {tasks} would train the same run {tasks} times: "
             "leave both at 1; trainer.devices starts a process a device, and docs/slurm/train.sbatch uses several nodes"
         )
     given = launcher.get("gpus_per_node")
     if given is not None and isinstance(gpus, int) and gpus > given:
-        raise ValueError(f"trainer.devices={gpus}, but hydra.launcher.gpus_per_node={given}: ask for as many")
+        raise UserError(f"trainer.devices={gpus}, but hydra.launcher.gpus_per_node={given}: ask for as many")
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
@@ -144,5 +170,12 @@ def prepare_rank() -> None:
     """Gives all ranks but the first a folder of their own for Hydra's files, so that none writes over another's."""
     if launched() > 1 and int(os.environ["RANK"]) > 0:
         folder = tempfile.mkdtemp(prefix="egrpo_rank_")
+        atexit.register(_discard_rank, Path(folder))
         sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
         sys.argv.append(f"hydra.run.dir={folder}")
+
+
+def _discard_rank(folder: Path) -> None:
+    """Removes what Hydra left of a rank, but not an error that could be written nowhere else."""
+    if not (folder / "error.txt").exists():
+        shutil.rmtree(folder, ignore_errors=True)

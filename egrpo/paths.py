@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from egrpo.base.errors import MissingFileError
+
 PACKAGE_PREFIX = "package:"
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -24,7 +26,7 @@ def config_dir() -> str:
     # A folder `conf` beside an installed package belongs to somebody else: pyproject.toml marks the checkout.
     if checkout.is_dir() and (_PACKAGE.parent / "pyproject.toml").is_file():
         return str(checkout)
-    raise FileNotFoundError(f"egrpo's configuration is neither in {installed} nor in {checkout}: install egrpo again.")
+    raise MissingFileError(f"egrpo's configuration is neither in {installed} nor in {checkout}: install egrpo again.")
 
 
 def resolve(path: str | Path) -> Path:
@@ -40,5 +42,5 @@ def resolve(path: str | Path) -> Path:
     try:
         root = resources.files(package)
     except (ModuleNotFoundError, ValueError) as error:
-        raise FileNotFoundError(f'"{text}" names the package "{package}", which is not installed') from error
+        raise MissingFileError(f'"{text}" names the package "{package}", which is not installed') from error
     return Path(str(root)) / inner

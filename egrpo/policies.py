@@ -40,7 +40,7 @@ def load_policy(
             `KEPT` always do.
 
     Raises:
-        ValueError: `ckpt_path` is no checkpoint, or does not fit.
+        UserError: `ckpt_path` is no checkpoint, or does not fit.
         FileNotFoundError: There is no such model.
     """
     node, checkpoint = _asked_for(model, ckpt_path, given)
@@ -122,18 +122,18 @@ def run_of(ckpt_path: str | Path) -> tuple[Path, Path]:
     """The folder of the run and the checkpoint, of either.
 
     Raises:
-        ValueError: There is neither, or the checkpoint is in no run's folder.
+        UserError: There is neither, or the checkpoint is in no run's folder.
     """
     path = Path(ckpt_path).expanduser()
     if path.is_dir() and (path / "config.json").is_file():
-        raise ValueError(f"ckpt_path={path}: this is a model, not a run; load it with model.path={path}")
+        raise UserError(f"ckpt_path={path}: this is a model, not a run; load it with model.path={path}")
     if (path / "config.yaml").is_file():
         return path, find_checkpoint(path, "last")
     check_checkpoint(str(path))
     for folder in list(path.absolute().parents)[:RUN_DEPTH]:
         if (folder / "config.yaml").is_file():
             return folder, path
-    raise ValueError(
+    raise UserError(
         f"ckpt_path={path}: the config.yaml of its run is not above it, so the model is not known; give the "
         "checkpoint where training left it, as FOLDER/checkpoints/last.ckpt, or export the run and use model.path="
     )
@@ -143,10 +143,10 @@ def run_config(folder: Path) -> DictConfig:
     """What a run of training left as its config.yaml.
 
     Raises:
-        ValueError: It is not the folder of such a run.
+        UserError: It is not the folder of such a run.
     """
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is not the folder of a run (no config.yaml in it)")
+        raise UserError(f"{folder} is not the folder of a run (no config.yaml in it)")
     return _read_settings(folder / "config.yaml")
 
 
@@ -181,7 +181,7 @@ def _read_settings(path: Path) -> DictConfig:
     cfg = read_yaml(path)
     model = cfg.get("model")
     if not isinstance(model, DictConfig) or "_target_" not in model:
-        raise ValueError(f"{path.parent} is not the folder of a training run (its {path.name} names no model)")
+        raise UserError(f"{path.parent} is not the folder of a training run (its {path.name} names no model)")
     _check_targets(model, path)
     return cfg
 

@@ -1,8 +1,7 @@
-"""Where a result comes from: versions and the commit of the code; and JSON files that are whole or not there."""
+"""Where a result comes from: versions and the commit of the code."""
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from importlib import metadata
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import egrpo
+from egrpo.base.files import write_json as write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "deepspeed", "peft", "numpy")
 
@@ -47,10 +47,3 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, written whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)

@@ -15,13 +15,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
-from egrpo.analysis.storage import alone
+from egrpo.base.errors import UserError
+from egrpo.base.files import hold, write_whole
 from egrpo.base.targets import claim_target
 from egrpo.entry import run
 from egrpo.settings import override
 from egrpo.studies.searching import DATABASE, JOURNAL, folder_of, one_trial, storage_of, suggest, take_up
 from egrpo.studies.trials import TrialError, Trials
 
+RESUME = "finished trials are kept; the same command resumes the others in their folders"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -29,7 +31,7 @@ def search(cfg: DictConfig) -> None:
     """Runs trials until there are as many as wanted, then tells the best.
 
     Raises:
-        ValueError: no trial came to its end, or the space is not one.
+        UserError: no trial came to its end, or the space is not one.
     """
     folder = Path(cfg.folder)
     space = cast(dict[str, dict[str, Any]], OmegaConf.to_container(cfg.space, resolve=True))
@@ -37,7 +39,7 @@ def search(cfg: DictConfig) -> None:
     suggest(optuna.trial.FixedTrial({k: _some(v) for k, v in space.items()}), space)  # a wrong space is told now
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     claim_target(folder, "folder", "search", names=("trials.csv", "best.yaml"), signs=(JOURNAL, DATABASE))
-    with alone(folder, "the search in"):
+    with hold(folder, "the search in"):
         study = optuna.create_study(
             study_name=cfg.name,
             storage=storage_of(cfg.storage, folder),
@@ -57,15 +59,15 @@ def search(cfg: DictConfig) -> None:
 def report(study: optuna.Study, cfg: DictConfig) -> None:
     """Writes trials.csv and best.yaml; prints the best, and how it is confirmed."""
     folder = Path(cfg.folder)
-    study.trials_dataframe().to_csv(folder / "trials.csv", index=False)
+    write_whole(folder / "trials.csv", study.trials_dataframe().to_csv(index=False).encode())
     states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
     print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
     if not study.get_trials(states=(TrialState.COMPLETE,)):
-        raise ValueError(f"folder={folder}: no trial came to its end; {folder / 'trials.csv'} lists them")
+        raise UserError(f"folder={folder}: no trial came to its end; {folder / 'trials.csv'} lists them")
     best = study.best_trial
     chosen = [override(cfg.space[name].key, value) for name, value in best.params.items()]
     found = {"trial": folder_of(best), "score": best.value, "overrides": [*cfg.overrides, *chosen]}
-    OmegaConf.save(OmegaConf.create(found), folder / "best.yaml")
+    write_whole(folder / "best.yaml", OmegaConf.to_yaml(OmegaConf.create(found)).encode())
     print(f"best: {folder_of(best)}, {cfg.score} {best.value:.4f}: {shlex.join(chosen)}")
     print("The best of many looks better than it is. Seeds that the search has not seen tell what it is worth:")
     print(f"  python -m egrpo.train -m {shlex.join([*cfg.overrides, *chosen])} seed=0,1,2,3,4")
@@ -76,4 +78,4 @@ def _some(entry: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    run(search, "search")
+    run(search, "search", resume=lambda _: RESUME)

@@ -6,6 +6,8 @@ import os
 
 import httpx
 
+from egrpo.base.errors import UserError
+
 
 def checked_url(url: str, key: str, secret_key: str, path: str) -> str:
     """The address as it is given.
@@ -17,16 +19,16 @@ def checked_url(url: str, key: str, secret_key: str, path: str) -> str:
         path: What follows the host, as the message shows it.
 
     Raises:
-        ValueError: it is no address of a server, or holds a user or password.
+        UserError: it is no address of a server, or holds a user or password.
     """
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{key}={url} is no URL: {error}") from error
+        raise UserError(f"{key}={url} is no URL: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.host:
-        raise ValueError(f"{key}={url}: give http://HOST:PORT{path} or https://HOST{path}")
+        raise UserError(f"{key}={url}: give http://HOST:PORT{path} or https://HOST{path}")
     if parts.userinfo:
-        raise ValueError(
+        raise UserError(
             f"{key} holds a user or password for {parts.host}, which the run's files would keep: put the secret into "
             f"an environment variable and name that with {secret_key}=..."
         )
@@ -41,15 +43,15 @@ def secret(variable: str | None, key: str) -> str:
         key: The setting that names it.
 
     Raises:
-        ValueError: it is not set, or cannot stand in a header.
+        UserError: it is not set, or cannot stand in a header.
     """
     if not variable:
         return ""
     value = os.environ.get(variable, "").strip()
     if not value:
-        raise ValueError(f"{key}={variable}: the environment variable {variable} is not set")
+        raise UserError(f"{key}={variable}: the environment variable {variable} is not set")
     if not all("!" <= character <= "~" for character in value):
-        raise ValueError(
+        raise UserError(
             f"{key}={variable}: the value of {variable} cannot stand in a header "
             "(blanks, line breaks or characters outside ASCII)"
         )

@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from egrpo import distributed
 from egrpo.checkpoints import check_checkpoint
 from egrpo.entry import composition, run, save_config
-from egrpo.launch import last_of_restart, launch
+from egrpo.launch import last_of_restart, launch, resume_training
 from egrpo.provenance import provenance
 from egrpo.training import GRPOModule, MetricsFile
+from egrpo.training.callbacks import StopSignals
 from egrpo.training.checks import (
     check_devices,
     check_entropy_policy,
@@ -34,7 +35,7 @@ from egrpo.training.checks import (
 )
 from egrpo.training.monitors import FirstMetrics, check_monitors, validated_names
 from egrpo.training.outcome import measure_trained, measure_under, measure_untouched, report_run
-from egrpo.training.resume import changed_settings, is_finished, keep_inputs, last_state, told_settings
+from egrpo.training.resume import changed_settings, is_finished, keep_inputs, last_state, told_settings, training_in
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,19 @@ def train(cfg: DictConfig) -> None:
         return
     if cfg.go_on:
         cfg.ckpt_path = distributed.from_first(last_state(folder)) or cfg.ckpt_path
+    with training_in(cfg, folder):
+        train_in(cfg, folder, start, origin)
+
+
+def train_in(cfg: DictConfig, folder: Path, start: float, origin: dict[str, Any]) -> None:
+    """The run in its folder, which is held for it.
+
+    Args:
+        cfg: Its settings; `ckpt_path` is what it resumes from.
+        folder: The same on all ranks.
+        start: When the command began, by the monotonic clock.
+        origin: Entries of the summary that say what ran.
+    """
     resumed = cfg.ckpt_path is not None
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     check_checkpoint(cfg.ckpt_path)
@@ -76,7 +90,7 @@ def train(cfg: DictConfig) -> None:
     loggers: list[Logger] = [MetricsFile(str(folder), resume=resumed), *instantiate(cfg.logger).values()]
     callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
     check_monitors(callbacks, validated_names(module, data))
-    callbacks.append(FirstMetrics())
+    callbacks += [FirstMetrics(), StopSignals()]
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
     for logger in loggers:
         logger.log_hyperparams(told_settings(settings))
@@ -125,4 +139,4 @@ def close_wandb() -> None:
 
 
 if __name__ == "__main__":
-    run(train, "train")
+    run(train, "train", resume=resume_training)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from egrpo.base.errors import UserError
+
 
 def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
     """Centres and scales rewards within each group: A = (r - mean) / (std + eps), std unbiased.
@@ -20,26 +22,26 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-4) -> Ten
         [N] advantages without gradient, float32 (float64 stays float64). A group of equal rewards gets exact zeros.
 
     Raises:
-        ValueError: rewards not [N], group_size below 2, N not a multiple of group_size, rewards NaN or infinite.
+        UserError: rewards not [N], group_size below 2, N not a multiple of group_size, rewards NaN or infinite.
     """
     if rewards.dim() != 1:
-        raise ValueError(
+        raise UserError(
             f"group_advantages: rewards must have shape [N], got {list(rewards.shape)}; "
             "mix each sequence's rewards into one first"
         )
     if group_size < 2:
-        raise ValueError(
+        raise UserError(
             f"group_advantages: group_size is {group_size}, but a group needs 2 samples to compare; "
             "raise rollout.group_size"
         )
     if len(rewards) % group_size:
-        raise ValueError(
+        raise UserError(
             f"group_advantages: {len(rewards)} rewards do not divide into groups of {group_size}; pass whole groups"
         )
     rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
     bad = int((~rewards.isfinite()).sum())
     if bad:
-        raise ValueError(
+        raise UserError(
             f"group_advantages: {bad} of {len(rewards)} rewards are NaN or infinite; mend the reward that returned them"
         )
     groups = rewards.view(-1, group_size)

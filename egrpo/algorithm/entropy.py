@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egrpo.algorithm import heads
+from egrpo.base.errors import UserError
 
 
 def logps_and_entropy(
@@ -43,17 +44,17 @@ def logps_and_entropy(
         entropy [M], detached, divided by log V, 0..1; [0] if not asked for. Both float32 (float64 logits stay float64).
 
     Raises:
-        ValueError: hidden not [M, D], targets not [M], temperature not above 0, chunk_size below 1.
+        UserError: hidden not [M, D], targets not [M], temperature not above 0, chunk_size below 1.
     """
     if hidden.dim() != 2 or targets.shape != hidden.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"logps_and_entropy: hidden must be [M, D] and targets [M], got {list(hidden.shape)} and "
             f"{list(targets.shape)}; flatten sequences and positions first"
         )
     if not temperature > 0:
-        raise ValueError(f"logps_and_entropy: temperature is {temperature}; set one above 0")
+        raise UserError(f"logps_and_entropy: temperature is {temperature}; set one above 0")
     if chunk_size < 1:
-        raise ValueError(f"logps_and_entropy: chunk_size is {chunk_size}; set 1 or more")
+        raise UserError(f"logps_and_entropy: chunk_size is {chunk_size}; set 1 or more")
     graph = torch.is_grad_enabled()
     if heads.is_plain(head) and not torch.is_autocast_enabled(hidden.device.type):
         if type(head) is nn.Linear and not (graph and heads.is_frozen(head)):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from egrpo.algorithm.thresholds import as_ratio, order_thresholds, quantile_thresholds, top_threshold
+from egrpo.base.errors import UserError
 
 Metrics = dict[str, Tensor]
 SEGMENTS = ("text", "image")
@@ -45,7 +46,7 @@ def uniform(advantages: Tensor, entropy: Tensor, mask: Tensor, is_image: Tensor)
     Source: T2I-R1 GRPO; DeepSeekMath (arXiv 2402.03300), outcome supervision.
 
     Raises:
-        ValueError: shapes that do not fit.
+        UserError: shapes that do not fit.
     """
     plain, entropy, mask, is_image = _prepare(advantages, entropy, mask, is_image)
     nowhere = torch.zeros_like(mask)
@@ -85,7 +86,7 @@ def entropy_guided(
             what the paper says. Masked positions get advantage 0 either way.
 
     Raises:
-        ValueError: shapes that do not fit, fractions outside 0..1 or summing above 1, unknown or no segment, unknown
+        UserError: shapes that do not fit, fractions outside 0..1 or summing above 1, unknown or no segment, unknown
             threshold, negative bonus_scale or bonus_cap.
     """
     _check_nonnegative(bonus_scale=bonus_scale, bonus_cap=bonus_cap)
@@ -120,7 +121,7 @@ def budget_balanced(
         high_fraction, low_fraction, segments, threshold: as in `entropy_guided`.
 
     Raises:
-        ValueError: as in `entropy_guided`; negative kappa.
+        UserError: as in `entropy_guided`; negative kappa.
     """
     _check_nonnegative(kappa=kappa)
     plain, entropy, mask, is_image = _prepare(advantages, entropy, mask, is_image)
@@ -146,7 +147,7 @@ def top_entropy(
         fraction: share of the tokens that carry the advantage.
 
     Raises:
-        ValueError: shapes that do not fit, fraction outside 0..1.
+        UserError: shapes that do not fit, fraction outside 0..1.
     """
     _check_fractions(fraction=fraction)
     plain, entropy, mask, is_image = _prepare(advantages, entropy, mask, is_image)
@@ -175,9 +176,9 @@ def _prepare(
     """Checks shapes; returns the advantage at every token [N, T] and the entropy, both at least float32, and masks."""
     for name, value in (("mask", mask), ("is_image", is_image)):
         if entropy.dim() != 2 or value.shape != entropy.shape:
-            raise ValueError(f"{name} is {list(value.shape)}, entropy {list(entropy.shape)}; pass both as [N, T]")
+            raise UserError(f"{name} is {list(value.shape)}, entropy {list(entropy.shape)}; pass both as [N, T]")
     if advantages.shape != entropy.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"advantages have shape {list(advantages.shape)}, entropy {list(entropy.shape)}; pass one "
             "advantage a sequence"
         )
@@ -251,21 +252,21 @@ def _shares(bands: _Bands, counted: Tensor) -> Metrics:
 def _check_bands(high_fraction: float, low_fraction: float, segments: Sequence[str], threshold: str) -> None:
     _check_fractions(high_fraction=high_fraction, low_fraction=low_fraction)
     if as_ratio(high_fraction) + as_ratio(low_fraction) > 1:
-        raise ValueError(f"high_fraction {high_fraction} + low_fraction {low_fraction} exceeds 1; lower one of them")
+        raise UserError(f"high_fraction {high_fraction} + low_fraction {low_fraction} exceeds 1; lower one of them")
     named = [segments] if isinstance(segments, str) else list(segments)
     if isinstance(segments, str) or not named or any(name not in SEGMENTS for name in named):
-        raise ValueError(f"segments is {segments!r}; list one or both of {list(SEGMENTS)}")
+        raise UserError(f"segments is {segments!r}; list one or both of {list(SEGMENTS)}")
     if threshold not in THRESHOLDS:
-        raise ValueError(f"threshold is {threshold!r}; choose one of {sorted(THRESHOLDS)}")
+        raise UserError(f"threshold is {threshold!r}; choose one of {sorted(THRESHOLDS)}")
 
 
 def _check_fractions(**fractions: float) -> None:
     for name, value in fractions.items():
         if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; set a share of the tokens within 0..1")
+            raise UserError(f"{name} is {value}; set a share of the tokens within 0..1")
 
 
 def _check_nonnegative(**settings: float) -> None:
     for name, value in settings.items():
         if not value >= 0:
-            raise ValueError(f"{name} is {value}; set 0 or more")
+            raise UserError(f"{name} is {value}; set 0 or more")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from egrpo.base.errors import UserError
+
 LARGEST_LOG_RATIO = 20.0  # nats; the exponential of 89 overflows float32, and squares of gradients do from 44 on
 
 
@@ -74,7 +76,7 @@ def policy_loss(
         (share of tokens where the clipped objective is the smaller).
 
     Raises:
-        ValueError: unequal shapes, a denominator neither 0-d nor [N], clip_low outside 0..1, clip_high below 0.
+        UserError: unequal shapes, a denominator neither 0-d nor [N], clip_low outside 0..1, clip_high below 0.
     """
     _check_shapes(logps, ref_logps=ref_logps, token_advantages=token_advantages, mask=mask, old_logps=old_logps)
     _check_clip(clip_low, clip_high)
@@ -101,7 +103,7 @@ def _tokens(denominator: Tensor | float | None, mask: Tensor) -> Tensor:
     """What sums are divided by, 0-d or [N] of N sequences; 0 becomes 1."""
     total = mask.sum() if denominator is None else torch.as_tensor(denominator, device=mask.device).detach()
     if total.dim() and total.shape != mask.shape[:1]:
-        raise ValueError(f"policy_loss: denominator has shape {list(total.shape)}; pass one number, or [N]")
+        raise UserError(f"policy_loss: denominator has shape {list(total.shape)}; pass one number, or [N]")
     return torch.where(total == 0, 1, total)
 
 
@@ -113,16 +115,16 @@ def _per_token(values: Tensor, tokens: Tensor) -> Tensor:
 def _check_shapes(logps: Tensor, **others: Tensor | None) -> None:
     for name, value in others.items():
         if value is not None and value.shape != logps.shape:
-            raise ValueError(
+            raise UserError(
                 f"policy_loss: {name} has shape {list(value.shape)}, logps {list(logps.shape)}; pass equal [N, T]"
             )
 
 
 def _check_clip(clip_low: float | None, clip_high: float | None) -> None:
     if clip_low is not None and not 0 <= clip_low <= 1:
-        raise ValueError(f"policy_loss: clip_low is {clip_low}; set it within 0..1 (lower bound 1 - clip_low) or null")
+        raise UserError(f"policy_loss: clip_low is {clip_low}; set it within 0..1 (lower bound 1 - clip_low) or null")
     if clip_high is not None and not clip_high >= 0:
-        raise ValueError(f"policy_loss: clip_high is {clip_high}; set 0 or more (upper bound 1 + clip_high) or null")
+        raise UserError(f"policy_loss: clip_high is {clip_high}; set 0 or more (upper bound 1 + clip_high) or null")
 
 
 def _clipped_objective(

@@ -15,6 +15,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from egrpo.analysis.resampling import Bootstrap, Estimate
+from egrpo.base.errors import UserError
 
 SCOPES = ("all", "between", "within")
 COUPLINGS = ("pearson", "spearman", "slope")
@@ -40,10 +41,10 @@ def scoped(frame: pd.DataFrame, columns: Sequence[str], scope: str) -> Scoped:
     """The named columns in a scope; rows in which one of them is NaN are left out.
 
     Raises:
-        ValueError: an unknown scope.
+        UserError: an unknown scope.
     """
     if scope not in SCOPES:
-        raise ValueError(f'scope is "{scope}"; choose one of {", ".join(SCOPES)}')
+        raise UserError(f'scope is "{scope}"; choose one of {", ".join(SCOPES)}')
     told = frame.dropna(subset=list(columns))
     for column in columns:
         if not frame[column].notna().any():

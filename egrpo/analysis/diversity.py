@@ -9,6 +9,8 @@ import pandas as pd
 from scipy import sparse, stats
 from sklearn.preprocessing import normalize
 
+from egrpo.base.errors import UserError
+
 SUBSETS = 20  # of a prompt's images, where settings have different numbers of them
 
 
@@ -26,11 +28,11 @@ def vendi(vectors: np.ndarray) -> np.ndarray:
         [...]
 
     Raises:
-        ValueError: a vector is all 0 or not finite.
+        UserError: a vector is all 0 or not finite.
     """
     flat = vectors.reshape(-1, vectors.shape[-1])
     if not np.isfinite(flat).all() or not (flat != 0).any(axis=1).all():
-        raise ValueError("an image's vector is all 0 or not finite: it has no cosine with others")
+        raise UserError("an image's vector is all 0 or not finite: it has no cosine with others")
     unit = normalize(flat).reshape(vectors.shape)
     return _score(unit @ np.swapaxes(unit, -1, -2))
 

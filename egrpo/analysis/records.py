@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from egrpo.analysis.storage import part_path, tokens_path, whole
 from egrpo.analysis.study import TokenTable
 from egrpo.analysis.work import Unit, Work
+from egrpo.base.errors import UserError
 
 RECORDS = "records.parquet"
 REWARD, JUDGE = "reward/", "judge/"  # before the names of rewards and judges
@@ -72,11 +73,11 @@ def read_records(folder: str | Path) -> pd.DataFrame:
     """The table of a finished study.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     path = Path(folder) / RECORDS
     if not path.is_file():
-        raise ValueError(f"{folder} is not the folder of a finished study (no {RECORDS} in it)")
+        raise UserError(f"{folder} is not the folder of a finished study (no {RECORDS} in it)")
     return pd.read_parquet(path)
 
 
@@ -110,7 +111,7 @@ def read_tokens(folder: str | Path, setting: str, prompt_index: int) -> TokenTab
     """The tokens of one setting's images of one prompt, rows as in the table.
 
     Raises:
-        ValueError: they were not drawn.
+        UserError: they were not drawn.
     """
     file = _load(folder, setting, prompt_index)
     ends = np.cumsum(file["plan_lengths"])[:-1]
@@ -137,6 +138,6 @@ def read_embeddings(folder: str | Path, records: pd.DataFrame) -> np.ndarray | N
 def _load(folder: str | Path, setting: str, prompt_index: int) -> Mapping[str, np.ndarray]:
     path = tokens_path(Path(folder), Unit(setting, prompt_index))
     if not path.is_file():
-        raise ValueError(f"{folder} has no tokens of setting {setting}, prompt {prompt_index} (no {path})")
+        raise UserError(f"{folder} has no tokens of setting {setting}, prompt {prompt_index} (no {path})")
     with np.load(path) as file:
         return {name: file[name] for name in file.files}

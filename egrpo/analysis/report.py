@@ -6,7 +6,6 @@ import base64
 import functools
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from egrpo.analysis.study import StudyDescription, TokenReader
 from egrpo.analysis.style import Drawn
 from egrpo.analysis.tables import all_tables, claim_rows, letter, number
 from egrpo.analysis.token_figures import token_figures
+from egrpo.base.files import write_whole
 
 SAMPLE_PROMPTS = 6
 SAMPLE_PIXELS = 192  # side of a sample in the report, at most
@@ -127,7 +127,4 @@ def _inline(path: Path, most: int | None = None) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text.encode())

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from egrpo.analysis.work import Setting
+from egrpo.base.errors import UserError
+from egrpo.base.files import hold
+from egrpo.launch import is_whole
 from egrpo.settings import override
 
 LOG = "training.log"  # what a training prints, in its run's folder
-FINISHED = "summary.json"  # what a run leaves last
 POLL = 0.5  # seconds between looks at whether trainings have ended
 
 
@@ -24,12 +25,12 @@ def make_runs(settings: Mapping[str, Setting], threads: int = 1) -> None:
     """Trains what is missing, and goes on with what was left unfinished; says so, a line each.
 
     Raises:
-        ValueError: a run is missing that no overrides tell how to make, or a training failed.
+        UserError: a run is missing that no overrides tell how to make, or a training failed.
     """
     missing = {name: setting for name, setting in settings.items() if setting.ckpt_path and not _finished(setting)}
     for name, setting in missing.items():
         if setting.train is None and not Path(str(setting.ckpt_path)).exists():
-            raise ValueError(
+            raise UserError(
                 f"settings.{name}.ckpt_path={setting.ckpt_path}: there is no such run or checkpoint; name one, or say "
                 f"how to train it with settings.{name}.train=[OVERRIDE,...]"
             )
@@ -39,7 +40,7 @@ def make_runs(settings: Mapping[str, Setting], threads: int = 1) -> None:
         started = []
         for folder, (name, overrides) in wanted.items():
             lock = held.enter_context(_waiting_lock(folder, name))
-            if not (folder / FINISHED).is_file():  # a run that another study was making is there now
+            if not is_whole(folder):  # a run that another study was making is there now
                 started.append((name, folder, _start(name, folder, overrides, threads, lock)))
         _wait(started)
 
@@ -47,20 +48,13 @@ def make_runs(settings: Mapping[str, Setting], threads: int = 1) -> None:
 def _finished(setting: Setting) -> bool:
     """Whether there is nothing to train: a whole run, or a checkpoint of which it is not for us to say."""
     path = Path(str(setting.ckpt_path))
-    return path.is_file() if setting.train is None else (path / FINISHED).is_file()
+    return path.is_file() if setting.train is None else is_whole(path)
 
 
-@contextmanager
-def _waiting_lock(folder: Path, name: str) -> Iterator[int]:
+def _waiting_lock(folder: Path, name: str) -> AbstractContextManager[int]:
     """Holds the run's folder; its training inherits the lock, and so keeps it even where this process is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".training.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"setting {name}: waiting for a training that already runs in {folder}", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
+    told = f"setting {name}: waiting for a training that already runs in {folder}"
+    return hold(folder, "the run in", name=".training.lock", waiting=lambda: print(told, flush=True))
 
 
 def _start(name: str, folder: Path, overrides: Sequence[str] | None, threads: int, lock: int) -> subprocess.Popen:
@@ -87,8 +81,8 @@ def _wait(started: list[tuple[str, Path, subprocess.Popen]]) -> None:
                 name, folder, process = entry
                 if process.poll() is None:
                     continue
-                if process.returncode or not (folder / FINISHED).is_file():
-                    raise ValueError(
+                if process.returncode or not is_whole(folder):
+                    raise UserError(
                         f"settings.{name}: its training ended with exit code {process.returncode}; {_last_line(folder)}"
                     )
                 print(f"setting {name}: trained in {time.monotonic() - begun:.0f} s: {folder}", flush=True)
@@ -103,5 +97,6 @@ def _wait(started: list[tuple[str, Path, subprocess.Popen]]) -> None:
 def _last_line(folder: Path) -> str:
     """What a failed training said last, and where all of it is."""
     lines = (folder / LOG).read_text(errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()][-1:]
+    errors = [line for line in lines if line.startswith(("error: ", "stopped by "))]
+    errors = errors or [line for line in lines if line.strip()][-1:]
     return f"{errors[-1] if errors else 'it printed nothing'} (all it printed is in {folder / LOG})"

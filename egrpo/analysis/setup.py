@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from egrpo.analysis.study import StudyDescription
 from egrpo.analysis.work import Sampling, Setting, Sizes, Work, choose_prompts
+from egrpo.base.errors import UserError
 from egrpo.data import read_prompts
 from egrpo.provenance import git_commit, versions
 
@@ -23,11 +24,11 @@ def work_of(cfg: DictConfig) -> Work:
     """What is to be drawn.
 
     Raises:
-        ValueError: a setting is not as it must be, or there are too few prompts.
+        UserError: a setting is not as it must be, or there are too few prompts.
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     if not plain["settings"]:
-        raise ValueError("the study has no settings: give at least one, as settings.base.cot=true")
+        raise UserError("the study has no settings: give at least one, as settings.base.cot=true")
     chosen = choose_prompts(read_prompts(cfg.prompts), cfg.num_prompts, splits=plain["splits"], seed=cfg.seed)
     how = {name: plain["rollout"][name] for name in ("cfg_weight", "temperature", "top_k", "top_p", "batch_size")}
     return Work(
@@ -47,7 +48,7 @@ def _setting(name: str, node: dict[str, Any], model: dict[str, Any]) -> Setting:
     known = [f.name for f in fields(Setting) if f.name != "name"]
     for key in node:
         if key not in known:
-            raise ValueError(f"settings.{name}.{key}: a setting has no such key; it has {', '.join(known)}")
+            raise UserError(f"settings.{name}.{key}: a setting has no such key; it has {', '.join(known)}")
     return Setting(name, **{**node, "model": node.get("model") or model})
 
 

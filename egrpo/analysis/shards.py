@@ -20,6 +20,7 @@ from egrpo.analysis.drawing import draw_unit, load_scorers
 from egrpo.analysis.records import is_done
 from egrpo.analysis.storage import claim_model
 from egrpo.analysis.work import Unit, Work
+from egrpo.base.errors import UserError
 from egrpo.policies import load_policy, model_hash
 from egrpo.rewards.checking import check_prompts
 from egrpo.rewards.placement import pick_device
@@ -27,7 +28,7 @@ from egrpo.rewards.placement import pick_device
 POLL = 1.0  # seconds between looks at whether a silent process still lives
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """A process ended without a word."""
 
 
@@ -35,12 +36,12 @@ def number_of_processes(processes: int | None, device: str) -> int:
     """As asked for; None = one a GPU, and one on a CPU.
 
     Raises:
-        ValueError: less than 1.
+        UserError: less than 1.
     """
     if processes is None:
         return max(1, torch.cuda.device_count()) if device == "auto" else 1
     if processes < 1:
-        raise ValueError(f"processes={processes}: give at least 1, or null for one a GPU")
+        raise UserError(f"processes={processes}: give at least 1, or null for one a GPU")
     return processes
 
 

@@ -13,6 +13,7 @@ from egrpo.analysis.findings import judge_findings
 from egrpo.analysis.resampling import LEVEL, Bootstrap, Estimate
 from egrpo.analysis.study import StudyDescription, TokenReader
 from egrpo.analysis.variance import variance_shares
+from egrpo.base.errors import UserError
 
 KEYS = ("setting", "prompt", "prompt_index", "plan", "plan_index", "image_index", "file", "reward")
 MOMENTS = ("mean", "std")
@@ -23,17 +24,17 @@ DIVERSITY = ("vendi_equal", "vendi", "vendi_within_plan", "plans_distinct")
 
 
 def check_records(records: pd.DataFrame, study: StudyDescription) -> None:
-    """Raises ValueError where the table cannot be what the study describes."""
+    """Raises UserError where the table cannot be what the study describes."""
     missing = [name for name in (*KEYS, *PREDICTORS) if name not in records]
     if missing:
-        raise ValueError(f"the table of images lacks the columns {', '.join(missing)}; draw the study again")
+        raise UserError(f"the table of images lacks the columns {', '.join(missing)}; draw the study again")
     if not len(records):
-        raise ValueError("the table of images is empty; draw at least one image before the report")
+        raise UserError("the table of images is empty; draw at least one image before the report")
     unknown = sorted(set(records["setting"]) - set(study.settings))
     if unknown:
-        raise ValueError(f"the table holds the settings {', '.join(unknown)}, which the study does not name; name them")
+        raise UserError(f"the table holds the settings {', '.join(unknown)}, which the study does not name; name them")
     if records["reward"].isna().any():
-        raise ValueError(f"{records['reward'].isna().sum()} images have no reward; measure them before the report")
+        raise UserError(f"{records['reward'].isna().sum()} images have no reward; measure them before the report")
 
 
 def present(records: pd.DataFrame, study: StudyDescription) -> list[str]:
@@ -53,7 +54,7 @@ def compute(
         records, study, tokens, embeddings: as `egrpo.analysis.report.write_report`.
 
     Raises:
-        ValueError: the table does not fit the study (see `check_records`).
+        UserError: the table does not fit the study (see `check_records`).
     """
     check_records(records, study)
     order = ["setting", "prompt_index", "plan_index", "image_index"]  # shards come in any order; numbers do not change
@@ -213,7 +214,7 @@ def _code_kernels(name: str, frame: pd.DataFrame, tokens: TokenReader) -> dict[i
     for prompt, part in frame.groupby("prompt_index"):
         codes = tokens(name, int(prompt)).codes
         if len(codes) != len(part):
-            raise ValueError(
+            raise UserError(
                 f"setting {name}, prompt {prompt}: the table has {len(part)} images, the token file {len(codes)}; "
                 "draw this prompt again"
             )

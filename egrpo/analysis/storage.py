@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from egrpo.analysis.work import Unit
+from egrpo.base.errors import UserError
+from egrpo.base.files import hold, writing
 from egrpo.provenance import write_json
 
+alone = hold  # how a study holds its folder
 PARTIAL = ".partial"  # end of the name of a file that is being written
 
 
@@ -37,8 +39,9 @@ def whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")  # a killed study's process may still be writing
     try:
-        yield beside
-        beside.replace(path)
+        with writing(path):
+            yield beside
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -50,22 +53,6 @@ def discard_partial(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-@contextmanager
-def alone(folder: Path, told: str) -> Iterator[None]:
-    """Holds the folder for this process as long as the block runs; `told` names it in the error.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{told} {folder} is being written by another process: wait for it, or end it") from None
-        yield
-
-
 def claim(folder: Path, decisive: Mapping[str, Any]) -> None:
     """Writes down what decides the records of a new study, or compares it with what an earlier start wrote.
 
@@ -74,7 +61,7 @@ def claim(folder: Path, decisive: Mapping[str, Any]) -> None:
         decisive: JSON values by name, nested as may be.
 
     Raises:
-        ValueError: the study began with something else.
+        UserError: the study began with something else.
     """
     path = folder / "manifest.json"
     now = _flat(json.loads(json.dumps(decisive)))
@@ -86,7 +73,7 @@ def claim(folder: Path, decisive: Mapping[str, Any]) -> None:
     if changed:
         name = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"the study in {folder} began with other settings ({name}={now.get(name)}, was {before.get(name)}{more}): "
             "go on with those, or give a new study a folder of its own with hydra.run.dir=FOLDER"
         )
@@ -96,7 +83,7 @@ def claim_model(folder: Path, setting: str, model_hash: str) -> None:
     """Writes down a setting's weights, or compares them with those that its earlier images were drawn with.
 
     Raises:
-        ValueError: they are others.
+        UserError: they are others.
     """
     path = folder / "models" / f"{setting}.json"
     if path.is_file():
@@ -106,7 +93,7 @@ def claim_model(folder: Path, setting: str, model_hash: str) -> None:
         with whole(path) as beside:
             beside.write_text(json.dumps({"sha256": model_hash}) + "\n")
     if before != model_hash:
-        raise ValueError(
+        raise UserError(
             f"settings.{setting}: the weights are not those that the images in {folder} were drawn with "
             f"({model_hash[:12]}, was {before[:12]}): bring them back, or give a new study a folder of its own"
         )

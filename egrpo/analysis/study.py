@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from egrpo.base.errors import UserError
+
 ENTROPIES = ("guided", "image")
 
 
@@ -39,7 +41,7 @@ class StudyDescription:
     finding is judged by, and without them it cannot be judged.
 
     Raises:
-        ValueError: a baseline, pair or run names a setting that there is not; a quantile outside 0..1.
+        UserError: a baseline, pair or run names a setting that there is not; a quantile outside 0..1.
     """
 
     title: str
@@ -62,10 +64,10 @@ class StudyDescription:
         pairs = [*([self.cot_pair] if self.cot_pair else []), *self.training_pairs]
         for name in [self.baseline, *self.runs, *(name for pair in pairs for name in pair)]:
             if name not in self.settings:
-                raise ValueError(f'the study has no setting "{name}"; name one of {", ".join(self.settings)}')
+                raise UserError(f'the study has no setting "{name}"; name one of {", ".join(self.settings)}')
         if self.entropy not in ENTROPIES:
-            raise ValueError(f'entropy is "{self.entropy}"; choose one of {", ".join(ENTROPIES)}')
+            raise UserError(f'entropy is "{self.entropy}"; choose one of {", ".join(ENTROPIES)}')
         if not 0 < self.stratum_quantile <= 1:
-            raise ValueError(f"stratum_quantile is {self.stratum_quantile}; set it above 0 and at most 1")
+            raise UserError(f"stratum_quantile is {self.stratum_quantile}; set it above 0 and at most 1")
         if self.resamples < 100:
-            raise ValueError(f"resamples is {self.resamples}; an interval needs at least 100")
+            raise UserError(f"resamples is {self.resamples}; an interval needs at least 100")

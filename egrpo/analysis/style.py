@@ -12,6 +12,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from egrpo.base.files import writing
 from egrpo.base.fonts import any_text
 
 COLUMN = 3.3  # inches
@@ -53,8 +54,8 @@ class Drawn:
 
 def save(folder: Path, name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
     """Draws a figure of `size` inches into `folder/NAME.png` (200 dpi) and `folder/NAME.pdf`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE), any_text():  # a prompt may hold any sign
+    with writing(folder / f"{name}.png"), matplotlib.rc_context(STYLE), any_text():  # a prompt may hold any sign
+        folder.mkdir(parents=True, exist_ok=True)
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from egrpo.base.errors import UserError
 from egrpo.types import TASK_TYPES, PromptRecord
 
 STUDY_STEP = -3  # names the study's stream of random numbers, apart from those of training steps and of validation
@@ -29,7 +30,7 @@ class Setting:
         train: Overrides of `python -m egrpo.train` that make the run where it is missing; None = it must be there.
 
     Raises:
-        ValueError: the name would not do as a folder's, or there is something to train and no place for it.
+        UserError: the name would not do as a folder's, or there is something to train and no place for it.
     """
 
     name: str
@@ -41,9 +42,9 @@ class Setting:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"settings.{self.name}: name a setting with letters, digits, _, . and - alone")
+            raise UserError(f"settings.{self.name}: name a setting with letters, digits, _, . and - alone")
         if self.train is not None and self.ckpt_path is None:
-            raise ValueError(
+            raise UserError(
                 f"settings.{self.name}.train: say where the run is kept with settings.{self.name}.ckpt_path"
             )
 
@@ -59,7 +60,7 @@ class Sizes:
         plain_images: Images a prompt where there are no plans.
 
     Raises:
-        ValueError: one of them is below 1.
+        UserError: one of them is below 1.
     """
 
     num_prompts: int
@@ -70,7 +71,7 @@ class Sizes:
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self)):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+                raise UserError(f"{name}={getattr(self, name)}: give at least 1")
 
     def images(self, cot: bool) -> int:
         """Images a prompt."""
@@ -82,7 +83,7 @@ class Sampling:
     """How images are drawn; as in `egrpo.policy.JanusPolicy.rollout`.
 
     Raises:
-        ValueError: batch_size is below 1.
+        UserError: batch_size is below 1.
     """
 
     seed: int
@@ -94,7 +95,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"rollout.batch_size={self.batch_size}: give at least 1, or null for all at once")
+            raise UserError(f"rollout.batch_size={self.batch_size}: give at least 1, or null for all at once")
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,12 @@ def choose_prompts(
         seed: Of the order.
 
     Raises:
-        ValueError: there are fewer than `count`.
+        UserError: there are fewer than `count`.
     """
     there = {record.prompt: record for record in reversed(records) if not splits or record.extra.get("split") in splits}
     if len(there) < count:
         of = f" of the splits {', '.join(splits)}" if splits else ""
-        raise ValueError(f"num_prompts={count}: the prompt file holds only {len(there)} different prompts{of}")
+        raise UserError(f"num_prompts={count}: the prompt file holds only {len(there)} different prompts{of}")
     kinds = {kind: [r for r in there.values() if r.task_type == kind] for kind in _task_types(records)}
     for kind, members in kinds.items():
         members.sort(key=lambda record: record.prompt)

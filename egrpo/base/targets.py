@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from egrpo.base.errors import UserError
+from egrpo.base.files import writing
 
 MARK = ".egrpo"  # in a target: which command made it
 SHOWN = 3
@@ -38,8 +39,9 @@ def claim_target(
             raise UserError(_foreign(folder, key, command, found))
     if mark.is_file() and (maker := _maker(mark)) != command:
         raise UserError(f"{key}={folder} was made by egrpo.{maker}: name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps({"command": command}) + "\n")
+    with writing(mark):
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps({"command": command}) + "\n")
 
 
 def claim_file(path: Path, key: str, needed: str) -> None:

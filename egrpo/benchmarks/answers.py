@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from egrpo.base.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,4 @@ def kept_answer(path: Path) -> Answer | None:
 
 def keep_answer(path: Path, answer: Answer) -> None:
     """Writes an answer, whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(answer), ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, (json.dumps(asdict(answer), ensure_ascii=False) + "\n").encode())

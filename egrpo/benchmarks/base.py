@@ -10,6 +10,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from egrpo.base.errors import UserError
 from egrpo.benchmarks.items import (
     FolderError,
     Item,
@@ -112,16 +113,16 @@ class FolderBenchmark:
         limit: int | None = None,
     ):
         if batch_size < 1:
-            raise ValueError(f"benchmark.batch_size={batch_size}: give at least 1")
+            raise UserError(f"benchmark.batch_size={batch_size}: give at least 1")
         if limit is not None and limit < 1:
-            raise ValueError(f"benchmark.limit={limit}: give at least 1, or null for all prompts")
+            raise UserError(f"benchmark.limit={limit}: give at least 1, or null for all prompts")
         self.table, self.weights, self.expected = table, dict(weights or {}), dict(expected or {})
         if equal_weights:
             self.weights = {category: 1 / len(self.expected) for category in self.expected}
         self.scorers, self.scored_by = dict(scorers or {}), dict(scored_by or {})
         unknown = sorted(set(self.scored_by.values()) - set(self.scorers))
         if unknown:
-            raise ValueError(f"benchmark.scored_by names {unknown}, but benchmark.scorers has {sorted(self.scorers)}")
+            raise UserError(f"benchmark.scored_by names {unknown}, but benchmark.scorers has {sorted(self.scorers)}")
         self.batch_size, self.limit = batch_size, limit
         self._loaded: dict[str, Reward] = {}
 
@@ -251,7 +252,7 @@ class PromptBenchmark(FolderBenchmark):
     ):
         super().__init__(**settings)
         if images_per_prompt < 1:
-            raise ValueError(f"benchmark.images_per_prompt={images_per_prompt}: give at least 1")
+            raise UserError(f"benchmark.images_per_prompt={images_per_prompt}: give at least 1")
         self.prompts, self.name, self.images_per_prompt = prompts, name, images_per_prompt
         self.category_key, self.leave_out = category_key, set(leave_out)
 
@@ -261,7 +262,7 @@ class PromptBenchmark(FolderBenchmark):
         for number, record in enumerate(read_prompts(self.prompts)):
             category = record.to_dict().get(self.category_key)
             if not isinstance(category, str):
-                raise ValueError(
+                raise UserError(
                     f"{self.prompts}: prompt {number + 1} ({record.prompt!r}) has no text under {self.category_key!r}; "
                     "add it, or name another key with benchmark.category_key=..."
                 )
@@ -292,13 +293,13 @@ def prompt_source(prompts: str | Path | None, what: str) -> Path:
     """The user's file or folder of prompts.
 
     Raises:
-        ValueError: none is named, or it does not exist.
+        UserError: none is named, or it does not exist.
     """
     if not prompts:
-        raise ValueError(f"no prompts are named: give your copy of {what} with benchmark.prompts=PATH")
+        raise UserError(f"no prompts are named: give your copy of {what} with benchmark.prompts=PATH")
     path = resolve(prompts)
     if not path.exists():
-        raise ValueError(f"{path} does not exist: name your copy of {what} with benchmark.prompts=PATH")
+        raise UserError(f"{path} does not exist: name your copy of {what} with benchmark.prompts=PATH")
     return path
 
 

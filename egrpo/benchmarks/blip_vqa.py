@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForQuestionAnswering
 
+from egrpo.base.errors import UserError
 from egrpo.base.tokens import plain_ids
 from egrpo.benchmarks.language import Parser, load_parser, question
 from egrpo.paths import resolve
@@ -41,7 +42,7 @@ class BlipVQA:
         offload: Between uses the model waits on the CPU.
 
     Raises:
-        ValueError: `path` holds no such model or a tokenizer without single tokens for yes and no, an unknown `parser`,
+        UserError: `path` holds no such model or a tokenizer without single tokens for yes and no, an unknown `parser`,
             or a `batch_size` below 1.
     """
 
@@ -74,7 +75,7 @@ class BlipVQA:
     def _answer(self, word: str, folder: Path) -> int:
         ids = self.tokenizer(word, add_special_tokens=False).input_ids
         if len(ids) != 1 or ids == [self.tokenizer.unk_token_id]:
-            raise ValueError(f"the tokenizer in {folder} has no token {word!r}, which BLIP-VQA reads as answer")
+            raise UserError(f"the tokenizer in {folder} has no token {word!r}, which BLIP-VQA reads as answer")
         return ids[0]
 
     def _marks(self, rows: int) -> tuple[int, int]:
@@ -141,11 +142,11 @@ def scorer_folder(path: str | Path, name: str) -> Path:
     """The directory of a scorer's model.
 
     Raises:
-        ValueError: there is no model in it.
+        UserError: there is no model in it.
     """
     folder = resolve(path)
     if not path or not (folder / "config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"the scorer {name} finds no model in {str(path)!r} (no config.json): save it there with transformers, or "
             "name its folder with benchmark.scorers.NAME.reward.path=FOLDER (all at once: reward_models=...)"
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from egrpo.base.files import write_whole
 from egrpo.benchmarks.results import Scores
 from egrpo.benchmarks.table import OVERALL, TableLayout
 from egrpo.images import save_figure
@@ -29,11 +31,11 @@ def points(scores: Mapping[int, Scores]) -> Iterator[Point]:
 def save_curve(folder: Path, scores: Mapping[int, Scores], layout: TableLayout) -> None:
     """`curve.csv` (scores of 0..1) and `curve.png` (the table's unit): a panel a method, a line a column."""
     found = list(points(scores))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "curve.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((*row[:4], *(row[4] or ("", ""))) for row in found)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows((*row[:4], *(row[4] or ("", ""))) for row in found)
+    write_whole(folder / "curve.csv", text.getvalue().encode())
     shown = [row for row in found if row[1] in layout.columns]
     methods = list(dict.fromkeys(row[2] for row in shown))
     if not methods:

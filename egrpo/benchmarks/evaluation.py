@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from egrpo.base.errors import UserError
+from egrpo.base.files import write_whole
 from egrpo.benchmarks.base import FAILURES, Benchmark
 from egrpo.benchmarks.export import require_prompts, told_label, told_manifest
 from egrpo.benchmarks.items import FolderError
@@ -70,13 +72,13 @@ def compared(folders: Sequence[str], benchmark: Benchmark) -> dict[str, Scores]:
     """Scores of other folders by the names of their rows.
 
     Raises:
-        ValueError: a folder has none, or those of another benchmark.
+        UserError: a folder has none, or those of another benchmark.
     """
     rows: dict[str, Scores] = {}
     for folder in map(Path, folders):
         scores = Scores.load(folder)
         if scores.benchmark != benchmark.name:
-            raise ValueError(
+            raise UserError(
                 f"compare: {folder} holds scores of {scores.benchmark}, not of {benchmark.name}; name folders of the "
                 "same benchmark"
             )
@@ -97,4 +99,4 @@ def save_table(folder: Path, table: Table) -> None:
     """`table.md`, `table.tex` and `table.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in zip(TABLE_FILES, (table.markdown(), table.latex(), table.csv()), strict=True):
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text.encode())

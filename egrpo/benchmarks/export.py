@@ -72,7 +72,7 @@ def export(
         stamp: Of the request, kept with the images so that `already_there` knows it again; None = not known.
 
     Raises:
-        ValueError: the folder holds images of other settings, or such that do not tell theirs.
+        UserError: the folder holds images of other settings, or such that do not tell theirs.
     """
     items = benchmark.items()
     for sentence in benchmark.warnings():
@@ -168,7 +168,7 @@ def claim(folder: Path, manifest: Manifest, label: str, device: str, stamp: str 
     """Writes the folder's manifest, or compares with the one that is there.
 
     Raises:
-        ValueError: the folder's images were drawn otherwise, or nothing tells how.
+        UserError: the folder's images were drawn otherwise, or nothing tells how.
     """
     path = folder / FILE
     if not path.is_file():
@@ -182,7 +182,7 @@ def claim(folder: Path, manifest: Manifest, label: str, device: str, stamp: str 
     found = [text for text in differences(old, manifest) if not text.startswith("versions.")]
     found += [f"model: {old.model[:12]} and {manifest.model[:12]}"] if old.model != manifest.model else []
     if found:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds images that were drawn otherwise (before and now: {'; '.join(found)}); draw into another "
             "folder (hydra.run.dir=...), or with the settings of before"
         )
@@ -224,7 +224,7 @@ def told_label(folder: Path) -> str:
 def _refuse_untold(folder: Path) -> None:
     """Raises a ValueError where there are images of which nothing is known."""
     if folder.is_dir() and any(folder.rglob("*.png")):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds images, but no {FILE} that tells how they were drawn: draw into another folder "
             "(hydra.run.dir=...), or score them as they are with export=false"
         )
@@ -236,7 +236,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         Manifest.from_dict(content["manifest"])
         content["label"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read ({error}): remove it together with the images, and export again"
         ) from error
     return content

@@ -40,24 +40,24 @@ class GenEval(FolderBenchmark):
     def __init__(self, prompts: str | Path | None, *, images_per_prompt: int = 4, method: str = "GenEval", **settings):
         super().__init__(**settings)
         if images_per_prompt < 1:
-            raise ValueError(f"benchmark.images_per_prompt={images_per_prompt}: give at least 1")
+            raise UserError(f"benchmark.images_per_prompt={images_per_prompt}: give at least 1")
         self.prompts, self.images_per_prompt, self.method = prompts, images_per_prompt, method
 
     def all_items(self) -> list[Item]:
         """Every line: `{line:05d}/samples/{k:04d}.png`, its metadata beside it, and `grid.png`.
 
         Raises:
-            ValueError: the file is not there, or a line is not GenEval's metadata; the message names the line.
+            UserError: the file is not there, or a line is not GenEval's metadata; the message names the line.
         """
         source = prompt_source(self.prompts, "GenEval's prompts/evaluation_metadata.jsonl")
         if not source.is_file():
-            raise ValueError(f"{source} is no file: name GenEval's evaluation_metadata.jsonl inside it")
+            raise UserError(f"{source} is no file: name GenEval's evaluation_metadata.jsonl inside it")
         try:
             lines = [line for line in read_lines(source) if line.strip()]
         except UnicodeDecodeError as error:
             raise UserError(f"{source} is not UTF-8 ({error}): save it as UTF-8") from error
         if not lines:
-            raise ValueError(f"{self.prompts} holds no prompts: name GenEval's evaluation_metadata.jsonl")
+            raise UserError(f"{self.prompts} holds no prompts: name GenEval's evaluation_metadata.jsonl")
         return [self._item(number, line) for number, line in enumerate(lines)]
 
     def _item(self, number: int, line: str) -> Item:
@@ -73,10 +73,10 @@ class GenEval(FolderBenchmark):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{where} is no JSON ({error}): copy GenEval's file again") from error
+            raise UserError(f"{where} is no JSON ({error}): copy GenEval's file again") from error
         fault = metadata_fault(row)
         if fault:
-            raise ValueError(f"{where} {fault}: copy GenEval's evaluation_metadata.jsonl again")
+            raise UserError(f"{where} {fault}: copy GenEval's evaluation_metadata.jsonl again")
         return row
 
     def check(self, folder: Path) -> list[Problem]:
@@ -96,11 +96,11 @@ class GenEval(FolderBenchmark):
         """The official `results.jsonl`, which belongs into the folder.
 
         Raises:
-            ValueError: it is not there, or does not fit the images.
+            UserError: it is not there, or does not fit the images.
         """
         path = folder / RESULTS
         if not path.is_file():
-            raise ValueError(f"{folder} has no {RESULTS}: run the official evaluator with --outfile {path}")
+            raise UserError(f"{folder} has no {RESULTS}: run the official evaluator with --outfile {path}")
         items = self.items()
         asked = {name: item for item in items for name in item.files}
         right: dict[str, bool] = {}

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from egrpo.base.errors import UserError
+from egrpo.data.records import LONGEST_PROMPT
 from egrpo.types import PromptRecord
 
 OWN = "egrpo"  # folder for what official evaluators must not see: manifest, answers of judges, files being written
@@ -32,6 +33,13 @@ class Item:
     files: tuple[str, ...]  # one an image, in order
     side: Mapping[str, str] = field(default_factory=dict)  # path -> text that stands beside the images
     grid: str = ""  # path of one sheet of all its images; "" = none
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) > LONGEST_PROMPT:
+            raise UserError(
+                f"the prompt {self.prompt[:40]!r}... of {self.category} has {len(self.prompt):,} characters, and "
+                f"{LONGEST_PROMPT:,} are the most: give a file with a prompt a line"
+            )
 
     @property
     def prompt(self) -> str:
@@ -152,7 +160,7 @@ def read_images(folder: Path, paths: Sequence[str]) -> list[Image.Image]:
     """The images in RGB, off the disk.
 
     Raises:
-        ValueError: one cannot be read; the message names it.
+        UserError: one cannot be read; the message names it.
     """
     images = []
     for path in paths:

@@ -29,7 +29,7 @@ from egrpo.base.errors import UserError
 from egrpo.benchmarks.answers import Answer, keep_answer, kept_answer
 from egrpo.benchmarks.items import checked_image
 from egrpo.benchmarks.rubric import BadAnswerError, shown
-from egrpo.rewards.http import ASKED_AGAIN, LONGEST_BACKOFF, LONGEST_RETRY_AFTER, retry_after
+from egrpo.rewards.http import ASKED_AGAIN, LONGEST_BACKOFF, LONGEST_RETRY_AFTER, SLACK, retry_after
 from egrpo.servers import checked_url, secret
 
 MILLION = 1_000_000
@@ -82,7 +82,7 @@ class ChatJudge:
         key_env: Name of the environment variable with the API key, which goes out as "Authorization: Bearer ..." and is
             never logged or saved; None = the server needs none.
         concurrency: Questions in flight at most.
-        timeout: Seconds for connecting, and for each wait on the server.
+        timeout: Seconds for a whole request, from connecting to the last byte of the answer.
         retries: Further attempts after connection errors, timeouts, 408, 425, 429, 5xx and answers that cannot be used.
         backoff: Seconds before the first of them, doubled each time, with jitter of half to one and a half.
         temperature, max_tokens, max_completion_tokens: Of the answer; None leaves a field out of the request.
@@ -90,7 +90,7 @@ class ChatJudge:
         prompt_price, completion_price: Of a million tokens, in any currency; None = cost is not told.
 
     Raises:
-        ValueError: a setting is missing or out of range, or the environment variable is not set.
+        UserError: a setting is missing or out of range, or the environment variable is not set.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ChatJudge:
     ):
         self.url, self.model = _chat_url(base_url), model
         if not model:
-            raise ValueError("the judge has no model: set benchmark.judge.model=NAME, as the server calls it")
+            raise UserError("the judge has no model: set benchmark.judge.model=NAME, as the server calls it")
         limits = [limit for limit in (max_tokens, max_completion_tokens) if limit is not None]
         if min(concurrency, *limits) < 1 or retries < 0 or timeout <= 0 or backoff < 0:
             raise UserError(
@@ -123,7 +123,7 @@ class ChatJudge:
         if own := sorted(OWN_FIELDS & set(extra_body or {})):
             raise UserError(f"benchmark.judge.extra_body: {', '.join(own)} cannot be set there; leave it out")
         if (prompt_price is None) != (completion_price is None):
-            raise ValueError("benchmark.judge: give both prompt_price and completion_price, or neither")
+            raise UserError("benchmark.judge: give both prompt_price and completion_price, or neither")
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         settings = {"temperature": temperature, "max_tokens": max_tokens}
         settings |= {"max_completion_tokens": max_completion_tokens, **(extra_body or {})}
@@ -147,7 +147,7 @@ class ChatJudge:
             Scores by key, in the order of the questions, and the bill.
 
         Raises:
-            ValueError: some questions got no usable answer. All others are kept, and asking again asks only for these.
+            UserError: some questions got no usable answer. All others are kept, and asking again asks only for these.
         """
         cache.mkdir(parents=True, exist_ok=True)
         return asyncio.run(self._ask_all(folder, questions, read, cache))
@@ -173,7 +173,7 @@ class ChatJudge:
         log.info("%s", self.told(bill))
         failed = [(q.key, o) for q, o in zip(questions, outcomes) if isinstance(o, _FailedError)]
         if failed:
-            raise ValueError(self._report(failed, len(questions)))
+            raise UserError(self._report(failed, len(questions)))
         return {key: scores for key, (scores, _, _) in done.items()}, bill
 
     async def _one(self, client, folder, question, read, cache, stop):
@@ -219,7 +219,10 @@ class ChatJudge:
     async def _post(self, client: httpx.AsyncClient, body: bytes) -> tuple[Answer | None, float, str]:
         """An answer, or None with the seconds that the server asks to wait and what went wrong."""
         try:
-            response = await client.post(self.url, content=body, headers={"Content-Type": "application/json"})
+            async with asyncio.timeout(self.timeout + SLACK):  # httpx limits each wait, and a server may drip
+                response = await client.post(self.url, content=body, headers={"Content-Type": "application/json"})
+        except TimeoutError:
+            return None, 0.0, f"{self.url} did not answer in full within {self.timeout:g} s"
         except httpx.TransportError as error:
             return None, 0.0, f"{self.url} did not answer ({type(error).__name__}: {error})"
         except httpx.HTTPError as error:
@@ -288,6 +291,6 @@ def content_of(content: Any) -> str:
 
 def _chat_url(base_url: str) -> str:
     if not base_url:
-        raise ValueError("the judge has no server: set benchmark.judge.base_url=http://HOST:PORT/v1")
+        raise UserError("the judge has no server: set benchmark.judge.base_url=http://HOST:PORT/v1")
     url = checked_url(base_url, "benchmark.judge.base_url", "benchmark.judge.key_env", "/v1")
     return f"{url.rstrip('/')}/chat/completions"

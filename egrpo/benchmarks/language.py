@@ -11,6 +11,7 @@ import re
 from functools import lru_cache
 from typing import Any, Protocol
 
+from egrpo.base.errors import UserError
 from egrpo.benchmarks.words import (
     ADJECTIVE_ENDINGS,
     ADJECTIVES,
@@ -53,17 +54,17 @@ def load_parser(kind: str = "auto") -> Parser:
     """`spacy`, `rules`, or `auto`: spaCy where it and its model are installed.
 
     Raises:
-        ValueError: unknown `kind`, or spaCy is asked for and not installed.
+        UserError: unknown `kind`, or spaCy is asked for and not installed.
     """
     if kind not in PARSERS:
-        raise ValueError(f"parser={kind!r}: choose one of {', '.join(PARSERS)}")
+        raise UserError(f"parser={kind!r}: choose one of {', '.join(PARSERS)}")
     if kind == "rules":
         return RuleParser()
     try:
         return SpacyParser()
     except (ImportError, OSError) as error:
         if kind == "spacy":
-            raise ValueError(
+            raise UserError(
                 f"parser=spacy needs spaCy and its model {SPACY_MODEL} ({error}): pip install spacy, then "
                 f"python -m spacy download {SPACY_MODEL}; or take parser=rules"
             ) from error

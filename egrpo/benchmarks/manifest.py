@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from egrpo.base.errors import UserError
+
 PACKAGES = ("egrpo", "torch", "transformers", "numpy", "pillow")
 BLOCK = 1 << 20  # bytes
 HASH_LENGTH = 64  # hex digits of a SHA-256
@@ -35,11 +37,11 @@ class Manifest:
         """Inverse of `dataclasses.asdict`.
 
         Raises:
-            ValueError: keys are missing, or there are others.
+            UserError: keys are missing, or there are others.
         """
         names = {f.name for f in fields(Manifest)}
         if set(row) != names:
-            raise ValueError(f"a manifest has the keys {sorted(names)}, not {sorted(row)}")
+            raise UserError(f"a manifest has the keys {sorted(names)}, not {sorted(row)}")
         return Manifest(**row)
 
 
@@ -79,11 +81,11 @@ def model_hash(folder: Path) -> str:
     """SHA-256 over names and contents of a model's config and weights, in order of their names.
 
     Raises:
-        ValueError: the folder holds no weights.
+        UserError: the folder holds no weights.
     """
     paths = sorted(path for pattern in ("config.json", "*.safetensors", "*.bin") for path in folder.glob(pattern))
     if not any(path.suffix in (".safetensors", ".bin") for path in paths):
-        raise ValueError(f"{folder} holds no weights (*.safetensors) to tell a model by: name the model's folder")
+        raise UserError(f"{folder} holds no weights (*.safetensors) to tell a model by: name the model's folder")
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())

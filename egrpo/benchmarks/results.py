@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from egrpo.base.errors import UserError
+from egrpo.base.files import write_whole
 from egrpo.benchmarks.manifest import Manifest
 
 RESAMPLES = 5000
@@ -73,10 +75,8 @@ class Scores:
             "notes": dict(self.notes),
             "manifest": asdict(self.manifest) if self.manifest else None,
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{FILE}.partial"
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(folder / FILE)
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_whole(folder / FILE, text.encode())
         return folder / FILE
 
     @staticmethod
@@ -84,7 +84,7 @@ class Scores:
         """Inverse of `save`.
 
         Raises:
-            ValueError: the folder has no such file, or it is not one of these.
+            UserError: the folder has no such file, or it is not one of these.
         """
         path = folder / FILE
         try:
@@ -97,9 +97,9 @@ class Scores:
                 Manifest.from_dict(content["manifest"]) if content["manifest"] else None,
             )
         except FileNotFoundError:
-            raise ValueError(f"{folder} has no {FILE}: score it, or read official results back, first") from None
+            raise UserError(f"{folder} has no {FILE}: score it, or read official results back, first") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a scores file ({error}): score the folder again") from error
+            raise UserError(f"{path} is not a scores file ({error}): score the folder again") from error
 
     def merged(self, other: Scores) -> Scores:
         """Both, where `other`'s results take the place of this one's of the same category and method."""
@@ -115,7 +115,7 @@ class Scores:
         )
 
 
-class ScoringError(ValueError):
+class ScoringError(UserError):
     """Some categories could not be scored; `scores` holds all others."""
 
     def __init__(self, scores: Scores, faults: Mapping[str, Sequence[str]]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from egrpo.base.errors import UserError
+
 TAGS = "think|thinking|thought|reasoning"
 THOUGHT = re.compile(rf"<({TAGS})>.*?</\1>", re.DOTALL | re.IGNORECASE)  # what reasoning models say to themselves
 END_OF_THOUGHT = re.compile(rf"</({TAGS})>", re.IGNORECASE)  # alone where the server's template wrote the beginning
@@ -18,7 +20,7 @@ PLACE = re.compile(r"\{prompt\}|\{explanation\}")
 SHOWN = 120  # characters of an answer in a message
 
 
-class BadAnswerError(ValueError):
+class BadAnswerError(UserError):
     """A judge's answer without usable scores."""
 
 
@@ -33,7 +35,7 @@ class Rubric:
         highest: The best score.
 
     Raises:
-        ValueError: the shares do not sum to 1, or the text lacks a place for the prompt or a score's name.
+        UserError: the shares do not sum to 1, or the text lacks a place for the prompt or a score's name.
     """
 
     instruction: str
@@ -42,10 +44,10 @@ class Rubric:
 
     def __post_init__(self) -> None:
         if not math.isclose(sum(self.shares.values()), 1) or self.highest < 1:
-            raise ValueError(f"a rubric's shares must sum to 1 and highest be at least 1: {dict(self.shares)}")
+            raise UserError(f"a rubric's shares must sum to 1 and highest be at least 1: {dict(self.shares)}")
         lacking = [text for text in ("{prompt}", *self.shares) if text not in self.instruction]
         if lacking:
-            raise ValueError(f"a rubric's instruction must hold {', '.join(lacking)}")
+            raise UserError(f"a rubric's instruction must hold {', '.join(lacking)}")
 
     def question(self, prompt: str, explanation: str) -> str:
         """The text for one image."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from egrpo.base.errors import UserError
 from egrpo.checkpoints import all_checkpoints
 from egrpo.policies import is_export, load_policy, load_untouched, run_of, weights_stamp
 from egrpo.policy import JanusPolicy
@@ -53,7 +54,7 @@ def states(
         label: What one state is called in the table; None = by the model's name or the run's.
 
     Raises:
-        ValueError: `checkpoints` is something else, or there is no run that it could be of.
+        UserError: `checkpoints` is something else, or there is no run that it could be of.
     """
     if checkpoints is None:
         label = label or (name if ckpt_path is None else run_label(ckpt_path))
@@ -61,7 +62,7 @@ def states(
         yield State(label, folder, partial(load_policy, model, ckpt_path, given=given), stamp=stamp_of_one)
         return
     if checkpoints != ALL or ckpt_path is None:
-        raise ValueError(
+        raise UserError(
             f"checkpoints={checkpoints} with ckpt_path={ckpt_path}: give checkpoints=all with the folder of a run, or "
             "for one checkpoint its file as ckpt_path alone"
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from egrpo.base.errors import UserError
+from egrpo.base.files import write_whole
 from egrpo.base.lines import read_lines
 from egrpo.benchmarks.base import FolderBenchmark, by_category, prompt_source
 from egrpo.benchmarks.items import OWN, Item
@@ -92,7 +93,7 @@ class T2ICompBench(FolderBenchmark):
     ):
         super().__init__(**settings)
         if images_per_prompt < 1:
-            raise ValueError(f"benchmark.images_per_prompt={images_per_prompt}: give at least 1")
+            raise UserError(f"benchmark.images_per_prompt={images_per_prompt}: give at least 1")
         self.prompts, self.categories = prompts, list(categories)
         self.images_per_prompt, self.official, self.three_in_one = images_per_prompt, dict(official), three_in_one
 
@@ -100,7 +101,7 @@ class T2ICompBench(FolderBenchmark):
         """Every prompt of every category there is: `{category}/samples/{prompt}_{number:06d}.png`.
 
         Raises:
-            ValueError: the folder has none of the files, or a file has an empty line or is not UTF-8.
+            UserError: the folder has none of the files, or a file has an empty line or is not UTF-8.
         """
         items = []
         for category in self.categories:
@@ -108,7 +109,7 @@ class T2ICompBench(FolderBenchmark):
             if path.is_file():
                 items += self._category(category, prompt_lines(path))
         if not items:
-            raise ValueError(
+            raise UserError(
                 f"{self._folder()} has none of {', '.join(f'{c}_val.txt' for c in self.categories)}: name your copy of "
                 "T2I-CompBench's examples/dataset with benchmark.prompts=FOLDER"
             )
@@ -154,8 +155,7 @@ class T2ICompBench(FolderBenchmark):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path = folder / RENAMED
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_whole(path, text.encode())
             log.warning("%d prompts do not fit into file names; %s says how each is read", len(rows), path)
 
     def score(self, folder: Path) -> Scores:
@@ -218,7 +218,7 @@ class T2ICompBench(FolderBenchmark):
             raise ScoringError(self.scores(results), faults)
         if not results:
             wanted = ", ".join(f"{c}/{o.files[0]}" for c, o in self.official.items())
-            raise ValueError(f"{folder} holds no official results: run the official evaluators, which leave {wanted}")
+            raise UserError(f"{folder} holds no official results: run the official evaluators, which leave {wanted}")
         return self.scores(results)
 
 
@@ -226,7 +226,7 @@ def prompt_lines(path: Path) -> list[str]:
     """The prompts of one file: what stands before the first tab of each line, as the official generator reads it.
 
     Raises:
-        ValueError: a line before the last is empty, the file is not UTF-8, or it holds nothing.
+        UserError: a line before the last is empty, the file is not UTF-8, or it holds nothing.
     """
     try:
         lines = read_lines(path)
@@ -236,9 +236,9 @@ def prompt_lines(path: Path) -> list[str]:
         lines.pop()
     prompts = [line.split("\t")[0].strip() for line in lines]
     if not prompts:
-        raise ValueError(f"{path} holds no prompts: write one a line")
+        raise UserError(f"{path} holds no prompts: write one a line")
     if "" in prompts:
-        raise ValueError(f"{path}: line {prompts.index('') + 1} is empty, and images are counted by lines: remove it")
+        raise UserError(f"{path}: line {prompts.index('') + 1} is empty, and images are counted by lines: remove it")
     return prompts
 
 
@@ -267,10 +267,10 @@ def three_in_one_lines(path: Path) -> set[str]:
     """The prompts of a list for 3-in-1, in the form that it compares: lower case, up to the first full stop.
 
     Raises:
-        ValueError: there is no such file.
+        UserError: there is no such file.
     """
     if not path.is_file():
-        raise ValueError(f"3-in-1 needs {path.name} beside the prompts in {path.parent}: copy it from T2I-CompBench")
+        raise UserError(f"3-in-1 needs {path.name} beside the prompts in {path.parent}: copy it from T2I-CompBench")
     return {_compared(line) for line in prompt_lines(path)}
 
 

@@ -68,7 +68,7 @@ class Wise(FolderBenchmark):
         """Every prompt of every file there is, by prompt_id: `{prompt_id}.png`.
 
         Raises:
-            ValueError: there are none, one lacks a key, or a prompt_id comes twice or belongs to no part.
+            UserError: there are none, one lacks a key, or a prompt_id comes twice or belongs to no part.
         """
         rows: dict[int, Mapping[str, Any]] = {}
         source = prompt_source(self.prompts, "WISE's data folder")
@@ -76,10 +76,10 @@ class Wise(FolderBenchmark):
             for row in _prompt_rows(path):
                 number = row["prompt_id"]
                 if number in rows and dict(rows[number]) != dict(row):
-                    raise ValueError(f"{path}: prompt_id {number} stands for two prompts: keep one set of files only")
+                    raise UserError(f"{path}: prompt_id {number} stands for two prompts: keep one set of files only")
                 rows[number] = row
         if not rows:
-            raise ValueError(
+            raise UserError(
                 f"{source} holds no WISE prompts (JSON lists of {', '.join(KEYS)}): name your copy of WISE's data "
                 "folder with benchmark.prompts=FOLDER"
             )
@@ -93,13 +93,13 @@ class Wise(FolderBenchmark):
         for category, (first, last) in self.parts.items():
             if first <= number <= last:
                 return category
-        raise ValueError(f"{self.prompts}: prompt_id {number} belongs to no part of {self.name}: {self.parts}")
+        raise UserError(f"{self.prompts}: prompt_id {number} belongs to no part of {self.name}: {self.parts}")
 
     def score(self, folder: Path) -> Scores:
         """Asks the judge about every image; answers are kept in `egrpo/judge`, so that a stopped run goes on there.
 
         Raises:
-            ValueError: the judge's settings are wrong, or some images got no usable answer; it says how to go on.
+            UserError: the judge's settings are wrong, or some images got no usable answer; it says how to go on.
         """
         judge = self.judge()
         self.require(folder)
@@ -122,12 +122,12 @@ class Wise(FolderBenchmark):
         """Official results: every `*results*.jsonl` and `*scores*.jsonl` in the folder and below.
 
         Raises:
-            ValueError: there are none, an image is not scored or twice in different ways, the official judge failed for
+            UserError: there are none, an image is not scored or twice in different ways, the official judge failed for
                 one, or a score is out of range.
         """
         files = self.official_files(folder)
         if not files:
-            raise ValueError(f"{folder} holds no official WISE results (*_scores*.jsonl): run the official evaluator")
+            raise UserError(f"{folder} holds no official WISE results (*_scores*.jsonl): run the official evaluator")
         items = self.items()
         records = {item.key: item.record for item in items}
         values: dict[str, float] = {}
@@ -137,7 +137,7 @@ class Wise(FolderBenchmark):
                 if key in records and (fault := _other_prompt(row, records[key])):
                     raise UserError(f"{path}, line {number}: {fault}: name the set of prompts that was judged")
                 if values.get(key, value) != value:
-                    raise ValueError(f"{path}, line {number}: prompt_id {key} has another score in an earlier file")
+                    raise UserError(f"{path}, line {number}: prompt_id {key} has another score in an earlier file")
                 values[key] = value
         require_all(files[0].parent, values, [item.key for item in items], "prompt_id")
         return self.scores(self._results(items, values, self.official, ""))
@@ -145,18 +145,18 @@ class Wise(FolderBenchmark):
     def _official_row(self, path: Path, number: int, row: Mapping[str, Any]) -> tuple[str, float]:
         where = f"{path}, line {number}"
         if not isinstance(row.get("prompt_id"), int):
-            raise ValueError(f"{where}, has no whole prompt_id: run the official evaluator again")
+            raise UserError(f"{where}, has no whole prompt_id: run the official evaluator again")
         scores: dict[str, float] = {}
         for name in self.rubric.shares:
             value = number_of(row.get(name))
             if value == FAILED:
-                raise ValueError(
+                raise UserError(
                     f"{where}: the official judge failed on prompt_id {row['prompt_id']} ({name} is {FAILED}): "
                     "delete the line and run the official evaluator again"
                 )
             fault = self.rubric.fault(name, value)
             if value is None or fault:
-                raise ValueError(f"{where}: {fault}: is this another version of WISE, or a half-written result?")
+                raise UserError(f"{where}: {fault}: is this another version of WISE, or a half-written result?")
             scores[name] = value
         return str(row["prompt_id"]), self.rubric.value(scores)
 
@@ -191,13 +191,13 @@ def _prompt_rows(path: Path) -> list[Mapping[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}): copy WISE's file again") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}): copy WISE's file again") from error
     if not isinstance(rows, list) or not any(isinstance(row, dict) and "Prompt" in row for row in rows):
         return []
     for place, row in enumerate(rows):
         lacking = [key for key in KEYS if not isinstance(row, dict) or row.get(key) in (None, "")]
         if lacking:
-            raise ValueError(f"{path}: entry {place} has no {', '.join(lacking)}: copy WISE's file again")
+            raise UserError(f"{path}: entry {place} has no {', '.join(lacking)}: copy WISE's file again")
         if not isinstance(row["prompt_id"], int):
-            raise ValueError(f"{path}: entry {place} has the prompt_id {row['prompt_id']!r}, which is no whole number")
+            raise UserError(f"{path}: entry {place} has the prompt_id {row['prompt_id']!r}, which is no whole number")
     return rows

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from egrpo.base.errors import UserError
 from egrpo.tensor_files import CheckpointError, check_finite, read_tensors
 
 SHOWN = 8  # keys named in an error
@@ -19,7 +20,7 @@ INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """The source is not what the converter expects. The message says which keys or files, and how to mend it."""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
+from egrpo.base.errors import UserError
 from egrpo.data.fetch import fetch_prompts
 from egrpo.data.reader import read_prompts
 from egrpo.paths import resolve
@@ -50,7 +51,7 @@ class PromptStream(IterableDataset):
         first_step: called whenever an iteration starts, for the step that it starts with.
 
     Raises:
-        ValueError: P is not positive, or does not divide among the ranks.
+        UserError: P is not positive, or does not divide among the ranks.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class PromptDataModule(LightningDataModule):
 
     Raises:
         PromptFileError: a file cannot be read or has bad lines.
-        ValueError: a count is not positive; in `setup`: P does not divide among the ranks.
+        UserError: a count is not positive; in `setup`: P does not divide among the ranks.
     """
 
     def __init__(
@@ -137,9 +138,9 @@ class PromptDataModule(LightningDataModule):
         super().__init__()
         check_prompts_per_step(prompts_per_step)
         if val_batch_size < 1:
-            raise ValueError(f"val_batch_size is {val_batch_size}: give at least 1.")
+            raise UserError(f"val_batch_size is {val_batch_size}: give at least 1.")
         if not train:
-            raise ValueError("there is no prompt file: set data.train=FILE (JSON Lines, or plain text with .txt)")
+            raise UserError("there is no prompt file: set data.train=FILE (JSON Lines, or plain text with .txt)")
         if url and train == published:
             fetch_prompts(url, resolve(train), sha256)
         self.train_records = read_prompts(train)
@@ -185,21 +186,21 @@ class PromptDataModule(LightningDataModule):
 
 
 def check_prompts_per_step(prompts_per_step: int, world_size: int = 1) -> None:
-    """Raises ValueError unless P is positive and divides among the ranks."""
+    """Raises UserError unless P is positive and divides among the ranks."""
     if prompts_per_step < 1:
-        raise ValueError(f"prompts_per_step is {prompts_per_step}: give at least 1 prompt a step.")
+        raise UserError(f"prompts_per_step is {prompts_per_step}: give at least 1 prompt a step.")
     if prompts_per_step % world_size:
         near = max(1, round(prompts_per_step / world_size)) * world_size
-        raise ValueError(
+        raise UserError(
             f"prompts_per_step counts over all ranks, and {prompts_per_step} does not divide among {world_size}: "
             f"give a multiple, such as {near}, or spread each prompt's samples with data.group_across_ranks=true."
         )
 
 
 def check_samples_per_step(prompts: int, group_size: int, world_size: int) -> None:
-    """Raises ValueError unless the samples of a step divide among the ranks."""
+    """Raises UserError unless the samples of a step divide among the ranks."""
     if prompts * group_size % world_size:
-        raise ValueError(
+        raise UserError(
             f"data.group_across_ranks=true spreads the {prompts} x {group_size} samples of a step over all ranks, and "
             f"they do not divide among {world_size}: change data.prompts_per_step or rollout.group_size"
         )

@@ -7,18 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from egrpo.base.errors import UserError
 from egrpo.data.records import faults_of, record_of
 from egrpo.paths import resolve
 from egrpo.types import PromptRecord
 
 Problem = tuple[int, str, str]  # line number from 1 (0 = the file itself), what is wrong, how to mend it
 
+LONGEST_LINE = 100_000  # bytes; models read some hundred tokens of a prompt
 _SHOWN = 20
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
-class PromptFileError(ValueError):
+class PromptFileError(UserError):
     """A prompt file that cannot be used. `problems` holds every fault as (line, fault, mend), `path` the file."""
 
     def __init__(self, path: str | Path, problems: list[Problem]) -> None:
@@ -46,7 +48,7 @@ def read_prompts(path: str | Path, *, defaults: Mapping[str, Any] | None = None)
     for number, line in enumerate(data.removeprefix(_UTF8_BOM).split(b"\n"), start=1):
         if not line.strip():
             continue
-        row, faults = parse(line)
+        row, faults = parse(line) if len(line) <= LONGEST_LINE else _too_long(line)
         if defaults and isinstance(row, dict):
             row = {**defaults, **row}
         faults = faults or faults_of(row)
@@ -60,6 +62,12 @@ def read_prompts(path: str | Path, *, defaults: Mapping[str, Any] | None = None)
         mend = "write one prompt a line" if parse is _parse_text else "write one JSON object a line"
         raise PromptFileError(path, [(0, "holds no prompts", mend)])
     return records
+
+
+def _too_long(line: bytes) -> tuple[Any, list[tuple[str, str]]]:
+    """Of a line that no prompt makes: a tokenizer takes minutes for megabytes of text."""
+    fault = f"has {len(line):,} bytes, and {LONGEST_LINE:,} are the most"
+    return None, [(fault, "write one prompt a line, and shorten it")]
 
 
 def _read_bytes(path: str | Path) -> bytes:

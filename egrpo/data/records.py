@@ -16,6 +16,7 @@ from typing import Any
 from egrpo.types import TASK_TYPES, PromptRecord
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # all but tabs and ends of lines
+LONGEST_PROMPT = 20_000  # characters; models read some hundred tokens of a prompt
 SPATIAL_KEYS = ("obj1", "obj2", "locality")
 # Those that the detector's rules judge (egrpo.rewards.detection_rules).
 LOCALITIES = (
@@ -55,6 +56,8 @@ def _prompt_faults(row: dict[str, Any]) -> Iterator[Fault]:
         yield f'"prompt" is {_kind(row["prompt"])}, not a string', "put the text in quotes"
     elif not row["prompt"].strip():
         yield '"prompt" is empty', "write the text to draw, or remove the line"
+    elif len(row["prompt"]) > LONGEST_PROMPT:
+        yield f'"prompt" has {len(row["prompt"]):,} characters, and {LONGEST_PROMPT:,} are the most', "shorten it"
     elif not _is_text(row["prompt"]):
         yield '"prompt" holds half a surrogate pair', "write the character itself instead of \\ud..., or remove it"
     elif found := CONTROL.search(row["prompt"]):

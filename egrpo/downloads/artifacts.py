@@ -8,8 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from egrpo.base.errors import UserError
 
-class DownloadError(ValueError):
+
+class DownloadError(UserError):
     """Something could not be fetched, checked or put in place. The message says what, and what to do."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from egrpo.base.errors import UserError
 from egrpo.generation.png import png_bytes, write_whole
 from egrpo.generation.requests import Request
 from egrpo.images import to_images
@@ -37,7 +38,7 @@ class DrawSettings:
         plan_top_k: Takes the place of `top_k` for plans; None = the same.
 
     Raises:
-        ValueError: a setting is of the wrong type, or out of range.
+        UserError: a setting is of the wrong type, or out of range.
     """
 
     seed: int = 0
@@ -50,20 +51,20 @@ class DrawSettings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise ValueError(f"seed={self.seed}: give a whole number")
+            raise UserError(f"seed={self.seed}: give a whole number")
         if not isinstance(self.cot, bool):
-            raise ValueError(f"cot={self.cot}: give on or off (True or False in Python)")
+            raise UserError(f"cot={self.cot}: give on or off (True or False in Python)")
         for name in ("cfg_weight", "temperature", "top_p"):
             value = getattr(self, name)
             if name == "top_p" and value is None:
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"{name}={value}: give a number")
+                raise UserError(f"{name}={value}: give a number")
             object.__setattr__(self, name, float(value))
         for name in ("top_k", "plan_top_k"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name}={value}: give a whole number from 1 on, or null for all tokens")
+                raise UserError(f"{name}={value}: give a whole number from 1 on, or null for all tokens")
         Drawing(self.temperature, top_k=self.top_k, top_p=self.top_p, cfg_weight=self.cfg_weight)  # knows the ranges
 
 

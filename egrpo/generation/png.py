@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from egrpo import __version__
+from egrpo.base.files import write_whole as write_whole
 
 END = b"IEND\xaeB`\x82"  # the last bytes of every PNG file
 
@@ -33,14 +34,6 @@ def is_whole(path: Path) -> bool:
             return file.read() == END
     except FileNotFoundError:
         return False
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside, then renames: the name never stands for half a file. The folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # processes that share a folder do not share this
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def versions() -> str:

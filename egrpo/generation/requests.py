@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from egrpo.base.errors import UserError
 from egrpo.data import read_prompts
 from egrpo.data.records import faults_of, record_of
 from egrpo.paths import resolve
@@ -56,23 +57,23 @@ def prompt_records(prompts: Any) -> list[PromptRecord]:
 
     Raises:
         PromptFileError: a file that cannot be used; every bad line is named.
-        ValueError: a list that is empty or holds something else.
+        UserError: a list that is empty or holds something else.
     """
     if isinstance(prompts, str):
         if not prompts.strip():
-            raise ValueError("prompts= is empty: give a file, or a list such as prompts='[\"a red circle\"]'")
+            raise UserError("prompts= is empty: give a file, or a list such as prompts='[\"a red circle\"]'")
         if not resolve(prompts).exists():
             told = (
                 f"there is no such file seen from {Path.cwd()}; a list of texts is written prompts='[\"a red circle\"]'"
             )
-            raise ValueError(f"prompts={prompts}: {told}")
+            raise UserError(f"prompts={prompts}: {told}")
         return read_prompts(prompts, defaults=PLAIN)
     if not isinstance(prompts, Sequence) or not prompts:
-        raise ValueError(f"prompts={prompts}: give a file, or a list such as prompts='[\"a red circle\"]'")
+        raise UserError(f"prompts={prompts}: give a file, or a list such as prompts='[\"a red circle\"]'")
     rows = [{"prompt": prompt, **PLAIN} for prompt in prompts]
     for number, row in enumerate(rows, start=1):
         for fault, mend in faults_of(row):
-            raise ValueError(f"prompts: entry {number} of the list: {fault}; {mend}")
+            raise UserError(f"prompts: entry {number} of the list: {fault}; {mend}")
     return [record_of(row) for row in rows]
 
 
@@ -80,7 +81,7 @@ def requests_for(records: Sequence[PromptRecord], num_images: int) -> list[Reque
     """`num_images` requests a record, in order; where a prompt comes again its indices go on, so that images differ.
 
     Raises:
-        ValueError: `num_images` is no positive whole number.
+        UserError: `num_images` is no positive whole number.
     """
     check_positive("num_images", num_images)
     used: Counter[str] = Counter()
@@ -100,17 +101,17 @@ def batches(requests: Sequence[Request], size: int, shard: str = "1/1") -> list[
     A batch is the same whatever is already there, so that a run that goes on draws what it would have drawn.
 
     Raises:
-        ValueError: `size` or `shard` makes no sense.
+        UserError: `size` or `shard` makes no sense.
     """
     check_positive("batch_size", size)
     part = re.fullmatch(r"(\d+)/(\d+)", str(shard).strip())
     if part is None or not 1 <= int(part[1]) <= int(part[2]):
-        raise ValueError(f"shard={shard}: give part and number of parts, from shard=1/4 to shard=4/4")
+        raise UserError(f"shard={shard}: give part and number of parts, from shard=1/4 to shard=4/4")
     whole = [list(requests[start : start + size]) for start in range(0, len(requests), size)]
     return whole[int(part[1]) - 1 :: int(part[2])]
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises ValueError unless it is a whole number of at least 1."""
+    """Raises UserError unless it is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value}: give a whole number of at least 1")
+        raise UserError(f"{name}={value}: give a whole number of at least 1")

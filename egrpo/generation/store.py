@@ -6,21 +6,22 @@ Several processes may share a folder: they write under a lock.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from egrpo.base.errors import UserError
+from egrpo.base.files import LOCK, hold, write_whole, writing
 from egrpo.generation.drawing import Picture
-from egrpo.generation.png import is_whole, write_whole
+from egrpo.generation.png import is_whole
 from egrpo.generation.requests import Request
 
 log = logging.getLogger(__name__)
 
-ROWS, MANIFEST, LOCK = "generations.jsonl", "manifest.json", ".lock"
+ROWS, MANIFEST = "generations.jsonl", "manifest.json"
 Row = dict[str, Any]
 
 
@@ -29,13 +30,14 @@ class Store:
 
     def __init__(self, folder: Path, requests: Sequence[Request]) -> None:
         self.folder, self.requests = folder, requests
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def claim(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """The manifest of the folder: this one, or that of an earlier run with the same settings.
 
         Raises:
-            ValueError: The folder holds images of other settings.
+            UserError: The folder holds images of other settings.
         """
         path = self.folder / MANIFEST
         with self._locked():
@@ -46,7 +48,7 @@ class Store:
         old, new = before["settings"], json.loads(json.dumps(manifest["settings"]))
         if changed := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
             told = ", ".join(f"{name}={_short(new.get(name))} (was {_short(old.get(name))})" for name in changed)
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} holds images that were drawn with other settings: {told}; draw into another folder "
                 "(hydra.run.dir=...), or with the settings of before"
             )
@@ -81,7 +83,8 @@ class Store:
         for request, picture in zip(requests, pictures, strict=True):
             write_whole(self.folder / request.file, picture.png())
             added[request.key] = _row(request, picture.seed, picture.plan, picture.truncated)
-            with self._locked(), (self.folder / ROWS).open("ab") as file:
+            rows = self.folder / ROWS
+            with self._locked(), writing(rows), rows.open("ab") as file:
                 file.write(_line(added[request.key]))
         return added
 
@@ -113,11 +116,9 @@ class Store:
                 for left in (*self.folder.glob("images/*.part"), *self.folder.glob("sheets/*.part")):
                     left.unlink()
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.folder / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> AbstractContextManager[int]:
+        """Others write for moments only."""
+        return hold(self.folder, "the images in", name=LOCK, waiting=lambda: None)
 
 
 def _row(request: Request, seed: int, plan: str, truncated: bool) -> Row:
@@ -152,7 +153,7 @@ def _read_rows(path: Path) -> dict[tuple[str, int], Row]:
             row = json.loads(line)
             key = (row["prompt"], row["index"])
             if not {"plan", "seed", "truncated"} <= row.keys() or row["file"] != Request(*key).file:
-                raise ValueError("it is not a row of a generation")
+                raise UserError("it is not a row of a generation")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("line %d of %s is left out, and its image drawn again: %s", number, path, error)
             continue
@@ -167,7 +168,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             return found
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"{path} cannot be read; remove it if the folder's images may be taken for those of this run")
+    raise UserError(f"{path} cannot be read; remove it if the folder's images may be taken for those of this run")
 
 
 def _short(value: Any) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVQVAE, JanusVQVAEConfig
 
+from egrpo.base.errors import UserError
 from egrpo.paths import resolve
 from egrpo.planning.measuring import peak_bytes
 from egrpo.policy.backbone import Backbone
@@ -93,7 +94,7 @@ def read_architecture(cfg: DictConfig) -> Architecture:
     """Of a composed run.
 
     Raises:
-        ValueError: the sizes of `model.path` are not known, or it holds another model than a Janus.
+        UserError: the sizes of `model.path` are not known, or it holds another model than a Janus.
     """
     config = janus_config(cfg)
     name = str(cfg.model.dtype)
@@ -101,7 +102,7 @@ def read_architecture(cfg: DictConfig) -> Architecture:
     precision = str(cfg.trainer.precision)
     dtype = getattr(torch, TRUE_PRECISIONS[precision]) if precision in TRUE_PRECISIONS else dtype
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"model.dtype={name} is no type of torch: set float32 or bfloat16, for example")
+        raise UserError(f"model.dtype={name} is no type of torch: set float32 or bfloat16, for example")
     with torch.device("meta"):
         model: Any = JanusForConditionalGeneration(config)
         model.to(dtype)
@@ -128,14 +129,14 @@ def janus_config(cfg: DictConfig) -> JanusConfig:
     if file.is_file():
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.get("model_type") != "janus":
-            raise ValueError(
+            raise UserError(
                 f"{file} says model_type {content.get('model_type')!r}: a plan needs a Janus in transformers' format "
                 "(python -m egrpo.convert kind=janus)"
             )
     elif path in known:
         content = OmegaConf.to_container(known[path], resolve=True)
     else:
-        raise ValueError(
+        raise UserError(
             f"model.path={path} holds no config.json, so its sizes are not known: name a folder that does, or "
             f"{' or '.join(known)}"
         )

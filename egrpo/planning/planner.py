@@ -9,6 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.base.errors import UserError
 from egrpo.planning.architecture import read_architecture
 from egrpo.planning.memory import Parts, Phase, optimizer_dtype, phases
 from egrpo.planning.optimizers import optimizer_cost
@@ -21,7 +22,7 @@ GB = 1e9
 JUDGED = ("limits", "mean")
 
 
-class PlanError(ValueError):
+class PlanError(UserError):
     """The run cannot work as planned; the message says why."""
 
 
@@ -69,10 +70,10 @@ def make_plan(cfg: DictConfig) -> Plan:
     """Of a run composed with conf/plan.yaml; loads no weights.
 
     Raises:
-        ValueError: a setting is out of range, or a size is not known; the message says how to mend it.
+        UserError: a setting is out of range, or a size is not known; the message says how to mend it.
     """
     if cfg.refuse_at not in JUDGED:
-        raise ValueError(f"refuse_at={cfg.refuse_at}: choose limits or mean")
+        raise UserError(f"refuse_at={cfg.refuse_at}: choose limits or mean")
     device: Device = instantiate(cfg.device, _convert_="object")
     assumed: Assumptions = instantiate(cfg.assumptions)
     devices = device_count(cfg.devices) * int(cfg.trainer.get("num_nodes", 1))
@@ -114,13 +115,13 @@ def device_count(devices: Any) -> int:
     """Devices of a node, as the trainer takes them: a number, or a list of indices.
 
     Raises:
-        ValueError: it is left to the machine, which a plan does not know.
+        UserError: it is left to the machine, which a plan does not know.
     """
     text = str(devices)
     if OmegaConf.is_list(devices) or isinstance(devices, (list, tuple)):
         return len(devices)
     if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"devices={devices}: a plan needs their number, such as devices=8")
+        raise UserError(f"devices={devices}: a plan needs their number, such as devices=8")
     return int(text)
 
 

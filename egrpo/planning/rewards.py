@@ -12,6 +12,7 @@ import torch
 import transformers
 from omegaconf import DictConfig
 
+from egrpo.base.errors import UserError
 from egrpo.paths import resolve
 from egrpo.planning.architecture import numel
 
@@ -33,7 +34,7 @@ def read_rewards(cfg: DictConfig, images: int) -> list[RewardModel]:
     """All rewards and judges of a composed run that load a model onto the accelerator; `images` a step.
 
     Raises:
-        ValueError: a reward names a folder that is not there, and no size of such a model is published.
+        UserError: a reward names a folder that is not there, and no size of such a model is published.
     """
     found = []
     used = {name: node for name, node in cfg.reward.items() if node is not None and node.get("weight") != 0}
@@ -53,14 +54,14 @@ def _read(place: str, name: str, node: Any, published: Any, images: int) -> Rewa
     elif published is not None:
         parameters, source = int(published.parameters), "as published"
     else:
-        raise ValueError(
+        raise UserError(
             f"{place}.path={node.path} holds no config.json, and no size of a {node._target_} is in published_rewards: "
             f"fetch the model, or add +published_rewards.{node._target_}='{{parameters: ..., flops: ..., activations: "
             "...}'"
         )
     dtype = getattr(torch, str(node.get("dtype", "float32")), None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{place}.dtype={node.dtype} is no type of torch: set float32 or bfloat16")
+        raise UserError(f"{place}.dtype={node.dtype} is no type of torch: set float32 or bfloat16")
     known: Mapping[str, float] = published or {"parameters": parameters, "flops": 2.0 * parameters, "activations": 0}
     scale = parameters / known["parameters"]  # a smaller model of the kind
     batch = min(node.get("batch_size", images), images)
@@ -79,12 +80,12 @@ def count_parameters(folder: Path) -> int:
     """Of the transformers model whose config.json is in `folder`, built on the meta device.
 
     Raises:
-        ValueError: transformers has no model of the architecture that the file names.
+        UserError: transformers has no model of the architecture that the file names.
     """
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     name = next(iter(content.get("architectures") or []), None)
     kind = getattr(transformers, str(name), None)
     if kind is None:
-        raise ValueError(f'{folder}/config.json: transformers has no model {name!r} (its "architectures")')
+        raise UserError(f'{folder}/config.json: transformers has no model {name!r} (its "architectures")')
     with torch.device("meta"):
         return numel(kind(kind.config_class.from_dict(content)).parameters())

@@ -19,6 +19,8 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
+from egrpo.base.errors import UserError
+
 MAX_LIVE_PARAMETERS = 10**9  # DeepSpeed's default of stage3_max_live_parameters
 FSDP_SHARDS = {  # what torch's ShardingStrategy of that name cuts: parameters, gradients and optimizer
     "FULL_SHARD": (True, True),
@@ -68,7 +70,7 @@ def read_sharding(strategy: Any, devices: int) -> Sharding:
     """From the trainer's `strategy` as it is configured: a name that Lightning knows, or a mapping with `_target_`.
 
     Raises:
-        ValueError: Lightning has no strategy of that name, or the plan does not know how it shards.
+        UserError: Lightning has no strategy of that name, or the plan does not know how it shards.
     """
     kind, arguments = strategy_class(strategy, devices)
     defaults = {
@@ -89,7 +91,7 @@ def read_sharding(strategy: Any, devices: int) -> Sharding:
         return Sharding(gradient_copies=copies, gradients_stay=True, devices=devices, says=says)
     if issubclass(kind, SingleDeviceStrategy):
         return Sharding()
-    raise ValueError(f"trainer.strategy: a plan does not know how {kind.__name__} shards; use DDP, DeepSpeed or FSDP")
+    raise UserError(f"trainer.strategy: a plan does not know how {kind.__name__} shards; use DDP, DeepSpeed or FSDP")
 
 
 def strategy_class(strategy: Any, devices: int) -> tuple[type, dict[str, Any]]:
@@ -100,7 +102,7 @@ def strategy_class(strategy: Any, devices: int) -> tuple[type, dict[str, Any]]:
     name = ("ddp" if devices > 1 else "single_device") if strategy in (None, "auto") else str(strategy)
     if name not in StrategyRegistry:
         known = ", ".join(["auto", *StrategyRegistry.available_strategies()])
-        raise ValueError(f"trainer.strategy={name}: Lightning has no such strategy; it has {known}")
+        raise UserError(f"trainer.strategy={name}: Lightning has no such strategy; it has {known}")
     return StrategyRegistry[name]["strategy"], dict(StrategyRegistry[name]["init_params"])
 
 
@@ -141,13 +143,13 @@ def _deepspeed_config(config: Any) -> dict[str, Any]:
     try:
         return dict(json.loads(Path(config).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ValueError(f"trainer.strategy: DeepSpeed's config {config} cannot be read: {error}") from error
+        raise UserError(f"trainer.strategy: DeepSpeed's config {config} cannot be read: {error}") from error
 
 
 def _fsdp(values: Mapping[str, Any], devices: int) -> Sharding:
     name = str(values.get("sharding_strategy", "FULL_SHARD")).rpartition(".")[2]
     if name not in FSDP_SHARDS:
-        raise ValueError(f"trainer.strategy.sharding_strategy={name}: a plan knows {', '.join(FSDP_SHARDS)}")
+        raise UserError(f"trainer.strategy.sharding_strategy={name}: a plan knows {', '.join(FSDP_SHARDS)}")
     weights, rest = FSDP_SHARDS[name]
     offload = bool(values.get("cpu_offload"))
     return Sharding(

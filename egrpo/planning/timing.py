@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from egrpo.base.errors import UserError
 from egrpo.planning.flops import Effort, backward, images, pixels, plans, scoring
 from egrpo.planning.memory import Parts, update_bytes
 from egrpo.planning.workload import Assumptions, Lengths
@@ -22,7 +23,7 @@ class Device:
         link_gb_s: To the other devices of the host, each way.
 
     Raises:
-        ValueError: a number is missing or not above 0.
+        UserError: a number is missing or not above 0.
     """
 
     name: str
@@ -35,12 +36,12 @@ class Device:
         numbers = {key: value for key, value in vars(self).items() if key not in ("name", "tflops")}
         for key, value in {**numbers, **{f"tflops.{k}": v for k, v in self.tflops.items()}}.items():
             if not value > 0:
-                raise ValueError(f"device.{key}={value}: it must be above 0")
+                raise UserError(f"device.{key}={value}: it must be above 0")
 
     def peak(self, dtype: str) -> float:
         """Operations a second in a type, in float32's rate where the datasheet has no other."""
         if dtype not in self.tflops and "float32" not in self.tflops:
-            raise ValueError(f"device.tflops has neither {dtype} nor float32: add device.tflops.{dtype}=...")
+            raise UserError(f"device.tflops has neither {dtype} nor float32: add device.tflops.{dtype}=...")
         return 1e12 * self.tflops.get(dtype, self.tflops.get("float32", 0.0))
 
 

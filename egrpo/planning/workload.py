@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from egrpo.base.errors import UserError
 from egrpo.data.datamodule import check_prompts_per_step, check_samples_per_step
 
 
@@ -28,13 +29,13 @@ class Assumptions:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name != "gather_for_rollout" and not value > 0 and name != "launch_ms":
-                raise ValueError(f"assumptions.{name}={value}: it must be above 0")
+                raise UserError(f"assumptions.{name}={value}: it must be above 0")
         if self.longest_plan < 1:
-            raise ValueError(
+            raise UserError(
                 f"assumptions.longest_plan={self.longest_plan}: the longest is at least the mean, give 1 on"
             )
         if max(self.compute_efficiency, self.memory_efficiency) > 1:
-            raise ValueError("assumptions.compute_efficiency and .memory_efficiency are shares of the peak, 1 at most")
+            raise UserError("assumptions.compute_efficiency and .memory_efficiency are shares of the peak, 1 at most")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def read_workload(cfg: DictConfig, devices: int, image_tokens: int) -> Workload:
     """Of a composed run over `devices`.
 
     Raises:
-        ValueError: the prompts of a step, or their samples, do not divide among the devices.
+        UserError: the prompts of a step, or their samples, do not divide among the devices.
     """
     if cfg.data.group_across_ranks:
         check_samples_per_step(cfg.data.prompts_per_step, cfg.rollout.group_size, devices)

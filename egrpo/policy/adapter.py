@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from egrpo.base.errors import UserError
 from egrpo.policy.backbone import Backbone, evaluating
 from egrpo.policy.janus import JanusPolicy
 from egrpo.policy.scoring import score_rollout
@@ -43,7 +44,7 @@ def add_lora(
         The same policy.
 
     Raises:
-        ValueError: No layer has such a name (by peft).
+        UserError: No layer has such a name (by peft).
     """
     policy.requires_grad_(False)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules))
@@ -97,7 +98,7 @@ class FrozenReference(nn.Module):
             tokens have frozen ones either way.
 
     Raises:
-        ValueError: `embeddings` is neither.
+        UserError: `embeddings` is neither.
     """
 
     def __init__(self, policy: JanusPolicy, model: Any = None, embeddings: str = "own") -> None:
@@ -138,9 +139,9 @@ class FrozenReference(nn.Module):
 
 
 def check_embeddings(embeddings: str) -> None:
-    """Raises ValueError unless it names embeddings that a reference can read."""
+    """Raises UserError unless it names embeddings that a reference can read."""
     if embeddings not in ("own", "policy"):
-        raise ValueError(f"reference.embeddings={embeddings}: choose own, or policy as in the released code")
+        raise UserError(f"reference.embeddings={embeddings}: choose own, or policy as in the released code")
 
 
 class AdapterOffReference:
@@ -154,7 +155,7 @@ class AdapterOffReference:
     def __init__(self, policy: JanusPolicy, embeddings: str = "own") -> None:
         check_embeddings(embeddings)
         if not any(True for _ in _adapters(policy)):
-            raise ValueError("the policy has no adapter to switch off: use FrozenReference")
+            raise UserError("the policy has no adapter to switch off: use FrozenReference")
         self.policy = policy
 
     @torch.no_grad()

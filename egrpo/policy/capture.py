@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egrpo.base.errors import UserError
 from egrpo.policy import fused
 from egrpo.policy.backbone import Backbone
 from egrpo.policy.decoding import CachedDecoder, StaticDecoder
@@ -36,12 +37,12 @@ class Steps:
             by torch.compile, where layers are plain. "auto": compiled on CUDA, eager elsewhere.
 
     Raises:
-        ValueError: there is no such way.
+        UserError: there is no such way.
     """
 
     def __init__(self, decoding: str = "auto") -> None:
         if decoding not in DECODING:
-            raise ValueError(f"rollout.decoding={decoding}: choose {', '.join(DECODING)}")
+            raise UserError(f"rollout.decoding={decoding}: choose {', '.join(DECODING)}")
         self.decoding = decoding
         self._kept: dict[str, tuple[tuple[Any, ...], StaticLoop]] = {}  # kind -> what it was made for, and the loop
         self._compiles = self._captures = True  # until it fails

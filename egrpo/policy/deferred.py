@@ -22,6 +22,7 @@ from transformers import AutoConfig, JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from egrpo.base.errors import UserError
 from egrpo.tensor_files import CheckpointError, check_finite, readable
 
 _deferring: ContextVar[bool] = ContextVar("deferring", default=False)
@@ -45,7 +46,7 @@ def empty_janus(path: str, dtype: Any, attn_implementation: str) -> Any:
     """The model of a native checkpoint with parameters on "meta" and real buffers.
 
     Raises:
-        ValueError: the checkpoint lacks weights.
+        UserError: the checkpoint lacks weights.
     """
     config: Any = AutoConfig.from_pretrained(path)
     kind = config.dtype or torch.float32 if dtype == "auto" else dtype
@@ -53,7 +54,7 @@ def empty_janus(path: str, dtype: Any, attn_implementation: str) -> Any:
         model = JanusForConditionalGeneration._from_config(config, dtype=kind, attn_implementation=attn_implementation)
     model.config._name_or_path = path
     if missing := sorted(set(model.state_dict()) - set(weight_files(path))):
-        raise ValueError(f"the Janus checkpoint at {path} lacks {len(missing)} weights, {missing[0]} among them")
+        raise UserError(f"the Janus checkpoint at {path} lacks {len(missing)} weights, {missing[0]} among them")
     return model.eval()
 
 
@@ -61,14 +62,14 @@ def weight_files(path: str) -> dict[str, Path]:
     """The safetensors file of each weight of a checkpoint, a folder or a name on the hub.
 
     Raises:
-        ValueError: the checkpoint has no safetensors files.
+        UserError: the checkpoint has no safetensors files.
     """
     single, index = (
         cached_file(path, name, _raise_exceptions_for_missing_entries=False)
         for name in ("model.safetensors", "model.safetensors.index.json")
     )
     if not single and not index:
-        raise ValueError(
+        raise UserError(
             f"{path} has no weights in safetensors files, from which each process could read its part: "
             "save the model anew with transformers' save_pretrained"
         )

@@ -32,7 +32,7 @@ class Drawing:
     distribution, as scoring finds them.
 
     Raises:
-        ValueError: a setting is out of range.
+        UserError: a setting is out of range.
     """
 
     temperature: float = 1.0
@@ -52,9 +52,9 @@ class Drawing:
         if not 0 <= self.cfg_weight <= MAX_GUIDANCE:
             raise UserError(f"cfg_weight={self.cfg_weight}: give a number from 0 to {MAX_GUIDANCE:g}; 1 = no guidance")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"rollout.top_k={self.top_k}: give at least 1, or null for all tokens")
+            raise UserError(f"rollout.top_k={self.top_k}: give at least 1, or null for all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"rollout.top_p={self.top_p}: give a share above 0 and up to 1, or null for all tokens")
+            raise UserError(f"rollout.top_p={self.top_p}: give a share above 0 and up to 1, or null for all tokens")
 
     @property
     def guided(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egrpo.base.errors import UserError
 from egrpo.policy.backbone import Backbone, evaluating
 from egrpo.policy.capture import Steps
 from egrpo.policy.drawing import Drawing
@@ -50,7 +51,7 @@ class JanusPolicy(nn.Module):
         gradient_checkpointing: Recomputes the language model's layers in the backward pass, in training mode.
 
     Raises:
-        ValueError: No begin-of-image token or pad token is known, or an argument is out of range.
+        UserError: No begin-of-image token or pad token is known, or an argument is out of range.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class JanusPolicy(nn.Module):
         self.load_again: Callable[[], Any] | None = None  # gives the model as it was, for a reference
         check_padding(padding)
         if max_plan_tokens < 1:
-            raise ValueError(f"max_plan_tokens must be at least 1, not {max_plan_tokens}")
+            raise UserError(f"max_plan_tokens must be at least 1, not {max_plan_tokens}")
         self.model = model
         self.processor = processor_or_tokenizer
         self.tokenizer = getattr(processor_or_tokenizer, "tokenizer", processor_or_tokenizer)
@@ -85,7 +86,7 @@ class JanusPolicy(nn.Module):
         self.num_image_tokens = num_image_tokens or grid_size(model.config)
         side = math.isqrt(self.num_image_tokens)
         if side**2 != self.num_image_tokens:
-            raise ValueError(f"num_image_tokens must be a square number, not {num_image_tokens}")
+            raise UserError(f"num_image_tokens must be a square number, not {num_image_tokens}")
         # The decoder is convolutional: it takes any grid, once told its sides.
         model.model.vqmodel.quantize.quant_state_dims = [side, side]
         self.decode_batch = decode_batch
@@ -189,7 +190,7 @@ class JanusPolicy(nn.Module):
             Rollout of N = B x G samples, on the model's device; its tensors may be used under autograd.
 
         Raises:
-            ValueError: there is nothing to draw, or a group (or an offset) is not a whole number of plans.
+            UserError: there is nothing to draw, or a group (or an offset) is not a whole number of plans.
         """
         texts = [record if isinstance(record, str) else record.prompt for record in records]
         offsets = [sample_offset] * len(texts) if isinstance(sample_offset, int) else sample_offset

@@ -8,14 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from egrpo.base.errors import UserError
+
 Padding = Literal["exact", "published"]
 PADDINGS = ("exact", "published")
 
 
 def check_padding(padding: str) -> None:
-    """Raises ValueError unless `padding` is a known mode."""
+    """Raises UserError unless `padding` is a known mode."""
     if padding not in PADDINGS:
-        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}")
+        raise UserError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}")
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoProcessor, AutoTokenizer, JanusForConditionalGeneration, PreTrainedConfig
 
+from egrpo.base.errors import MissingFileError, UserError
 from egrpo.paths import resolve
 from egrpo.policy.deferred import empty_janus, is_deferring
 from egrpo.tensor_files import check_finite, check_model_folder, loading_model
@@ -31,14 +32,14 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: It is not a complete native Janus checkpoint, is damaged, or has no tokenizer.
+        UserError: It is not a complete native Janus checkpoint, is damaged, or has no tokenizer.
     """
     path = str(resolve(path))
     check_model_folder(Path(path))
     _check_is_janus(path)
     kind = dtype if dtype == "auto" else getattr(torch, dtype, None)
     if not (kind == "auto" or isinstance(kind, torch.dtype)):
-        raise ValueError(f"dtype must be a torch type like float32 or bfloat16, or auto, not {dtype!r}")
+        raise UserError(f"dtype must be a torch type like float32 or bfloat16, or auto, not {dtype!r}")
     if is_deferring():
         return empty_janus(path, kind, attn_implementation), _load_processor(path)
     with loading_model(path):
@@ -48,7 +49,7 @@ def load_janus(path: str | Path, dtype: str = "float32", attn_implementation: st
     model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ValueError(f"the Janus checkpoint at {path} lacks {len(missing)} weights, {missing[0]} among them")
+        raise UserError(f"the Janus checkpoint at {path} lacks {len(missing)} weights, {missing[0]} among them")
     check_finite(model.named_parameters(), path)
     return model, _load_processor(path)
 
@@ -59,32 +60,32 @@ def _load_processor(path: str) -> Any:
             return kind.from_pretrained(path)
         except (OSError, ValueError) as error:
             fault = error
-    raise ValueError(f"the Janus checkpoint at {path} has no tokenizer that transformers can load") from fault
+    raise UserError(f"the Janus checkpoint at {path} has no tokenizer that transformers can load") from fault
 
 
 def _check_is_janus(path: str) -> None:
     try:
         config, _ = PreTrainedConfig.get_config_dict(path)
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no Janus checkpoint at {path}: neither a folder with a config.json nor a name on the hub within reach; "
             "fetch one with python -m egrpo.download what=janus_pro_1b or janus_pro_7b, or name one with model.path=..."
         ) from error
     kind = config.get("model_type")
     if kind == "multi_modality":
-        raise ValueError(
+        raise UserError(
             f"{path} is a Janus checkpoint in the original format: convert it first with"
             f" python -m egrpo.convert kind=janus source={path} target=FOLDER"
         )
     if kind != "janus":
-        raise ValueError(f"{path} is not a Janus checkpoint: its config.json says model_type {kind!r}")
+        raise UserError(f"{path} is not a Janus checkpoint: its config.json says model_type {kind!r}")
 
 
 def begin_of_image_token(model: Any, tokenizer: Any) -> int:
     """Id by the model's config, its generation config, or the tokenizer, in this order.
 
     Raises:
-        ValueError: None of them knows it.
+        UserError: None of them knows it.
     """
     kwargs = getattr(model.generation_config, "generation_kwargs", None) or {}
     for boi in (getattr(model.config, "boi_token_id", None), kwargs.get("boi_token_id")):
@@ -93,7 +94,7 @@ def begin_of_image_token(model: Any, tokenizer: Any) -> int:
     token = getattr(tokenizer, "boi_token", None) or BEGIN_OF_IMAGE
     boi = tokenizer.convert_tokens_to_ids(token)
     if boi is None or boi == tokenizer.unk_token_id:
-        raise ValueError(f"neither the model's config nor its tokenizer knows the begin-of-image token {token}")
+        raise UserError(f"neither the model's config nor its tokenizer knows the begin-of-image token {token}")
     return int(boi)
 
 
@@ -105,13 +106,13 @@ def freeze_all_but(model: nn.Module, trainable: Sequence[str]) -> None:
         trainable: Names of modules, whole or by their ends ("generation_head" is "model.generation_head").
 
     Raises:
-        ValueError: A name matches no module.
+        UserError: A name matches no module.
     """
     chosen: list[nn.Module] = []
     for name in trainable:
         found = [part for path, part in model.named_modules() if path == name or path.endswith("." + name)]
         if not found:
-            raise ValueError(f"trainable names {name!r}, but the model has no such module")
+            raise UserError(f"trainable names {name!r}, but the model has no such module")
         chosen += found
     model.requires_grad_(False)
     for part in chosen:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from egrpo.base.errors import UserError
 from egrpo.base.tokens import holds_control_token
 from egrpo.policy.templates import Templates
 
@@ -49,7 +50,7 @@ def fit_prompt(tokenizer: Any, templates: Templates, prompt: str, limit: int | N
     """The prompt, cut at its end so that its reasoning conversation has at most `limit` tokens; None = no limit.
 
     Raises:
-        ValueError: the template alone is longer.
+        UserError: the template alone is longer.
     """
     if limit is None:
         return prompt
@@ -59,7 +60,7 @@ def fit_prompt(tokenizer: Any, templates: Templates, prompt: str, limit: int | N
             spelt = holds_control_token(tokenizer, prompt)
             tokens = list(tokenizer(prompt, add_special_tokens=False, split_special_tokens=spelt)["input_ids"])
         if not tokens:
-            raise ValueError(
+            raise UserError(
                 f"the reasoning template alone has more than the {limit} tokens of model.max_prompt_tokens: "
                 "shorten it, or raise the limit"
             )

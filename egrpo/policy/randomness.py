@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egrpo.base.errors import UserError
+
 EVALUATION_STEP = -1  # names the stream of validation and generation, apart from all training steps
 
 SampleKey = tuple[int, int, str, int]  # seed, step, prompt, sample index within the prompt's group
@@ -21,10 +23,10 @@ def sample_keys(
     """Keys of the samples of B prompts, in group order; the samples of prompt b count from `offsets[b]`.
 
     Raises:
-        ValueError: there is nothing to draw.
+        UserError: there is nothing to draw.
     """
     if not prompts or group_size < 1:
-        raise ValueError("a rollout needs at least one prompt and a group size of at least 1")
+        raise UserError("a rollout needs at least one prompt and a group size of at least 1")
     firsts = zip(prompts, offsets, strict=True)
     return [(seed, step, prompt, first + i) for prompt, first in firsts for i in range(group_size)]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from egrpo.base.errors import UserError
 from egrpo.policy.backbone import Backbone
 from egrpo.policy.capture import Steps
 from egrpo.policy.drawing import Drawing
@@ -109,12 +110,12 @@ def one_in(images_per_plan: int, group_size: int, offsets: Sequence[int]) -> int
     """Checks that every group of samples is made of whole plans; returns how many samples share one.
 
     Raises:
-        ValueError: it is not.
+        UserError: it is not.
     """
     if images_per_plan < 1:
-        raise ValueError(f"images_per_plan={images_per_plan}: give at least 1")
+        raise UserError(f"images_per_plan={images_per_plan}: give at least 1")
     if group_size % images_per_plan or any(offset % images_per_plan for offset in offsets):
-        raise ValueError(
+        raise UserError(
             f"images_per_plan={images_per_plan} must divide the group of {group_size} samples, and the index that it "
             "starts with"
         )

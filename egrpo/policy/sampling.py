@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egrpo.base.errors import NotFiniteError, UserError
 from egrpo.policy.backbone import Backbone, evaluating
 from egrpo.policy.capture import Steps
 from egrpo.policy.drawing import Drawing
@@ -160,7 +161,7 @@ def sample_image_tokens(
         [N, T] int64.
 
     Raises:
-        ValueError: The config has no pad token, or an argument is out of range.
+        UserError: The config has no pad token, or an argument is out of range.
     """
     count = num_image_tokens or grid_size(model.config)
     uniforms = None
@@ -192,13 +193,13 @@ def pad_token(model: Any) -> int:
     """Pad token id by the text config, the generation config, or the model's config, in this order.
 
     Raises:
-        ValueError: None of them has one.
+        UserError: None of them has one.
     """
     for config in (model.config.text_config, model.generation_config, model.config):
         pad = getattr(config, "pad_token_id", None)
         if pad is not None:
             return int(pad)
-    raise ValueError("the model's config has no pad token: set model.config.text_config.pad_token_id")
+    raise UserError("the model's config has no pad token: set model.config.text_config.pad_token_id")
 
 
 def _drawn(loop: Loop, count: int) -> Drawn:
@@ -213,10 +214,10 @@ def _drawn(loop: Loop, count: int) -> Drawn:
         longest = int(mask.sum(dim=1).max())
         tokens, mask, logps, entropy = (x[:, :longest] for x in (tokens, mask, logps, entropy))
     if not bool(torch.isfinite(logps).all()):
-        raise FloatingPointError("the model's logits hold NaN or infinity: nothing can be sampled from them")
+        raise NotFiniteError("the model's logits hold NaN or infinity: nothing can be sampled from them")
     return Drawn(tokens.clone(), mask, logps.masked_fill(~mask, 0), entropy.masked_fill(~mask, 0), truncated)
 
 
 def _check(context_mask: Tensor) -> None:
     if not bool(context_mask[:, -1].all()):
-        raise ValueError("the last context token of every row must be a real one, not padding")
+        raise UserError("the last context token of every row must be a real one, not padding")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from egrpo.algorithm import logps_and_entropy
+from egrpo.base.errors import UserError
 from egrpo.policy.backbone import Backbone
 from egrpo.policy.layout import left_pack, positions_of, right_padded, unconditional, without_filler
 from egrpo.policy.lockstep import ALONE, Lockstep
@@ -57,11 +58,11 @@ def score_text_columns(
         `entropy` that is [N, 0].
 
     Raises:
-        ValueError: the attention is one that leaves padded columns out.
+        UserError: the attention is one that leaves padded columns out.
     """
     kind = str(getattr(backbone.language_model.config, "_attn_implementation", ""))
     if "flash" in kind:
-        raise ValueError(
+        raise UserError(
             f"model.attn_implementation={kind} computes nothing at padding, whose entropies are ranked "
             "(entropy_policy.rank_padding=true): set model.attn_implementation=sdpa"
         )
@@ -181,13 +182,13 @@ def score_rollout(
         at_padding: Plans are scored after their end, too, see `score_text_columns`.
 
     Raises:
-        ValueError: the rollout has no such segment.
+        UserError: the rollout has no such segment.
     """
     shared: dict[str, Any] = {"temperature": temperature, "chunk_size": chunk_size, "lockstep": lockstep}
     shared["entropy"] = entropy
     wanted = rollout.segments if segment is None else [segment]
     if not set(wanted) <= set(rollout.segments):
-        raise ValueError(
+        raise UserError(
             f"segment={segment}: this rollout has {', '.join(rollout.segments)}; choose one, or None for all"
         )
     own: list[Segment] = [getattr(rollout, name) for name in wanted]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from egrpo.base.errors import UserError
 from egrpo.paths import resolve
 
 
@@ -23,7 +24,7 @@ class Templates:
         reasoning_file: A text file whose content takes the place of `reasoning`; None = none.
 
     Raises:
-        ValueError: `reasoning` or `image` lacks "{prompt}", or there is no such file.
+        UserError: `reasoning` or `image` lacks "{prompt}", or there is no such file.
     """
 
     reasoning: str
@@ -40,12 +41,12 @@ class Templates:
             try:
                 text = resolve(self.reasoning_file).read_text(encoding="utf-8-sig").strip()
             except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"templates.reasoning_file={self.reasoning_file} cannot be read: {error}") from error
+                raise UserError(f"templates.reasoning_file={self.reasoning_file} cannot be read: {error}") from error
             object.__setattr__(self, "reasoning", text)
         for name in ("reasoning", "image"):
             if "{prompt}" not in getattr(self, name):
                 where = self.reasoning_file if name == "reasoning" and self.reasoning_file else f"templates.{name}"
-                raise ValueError(f"{where} must hold the placeholder {{prompt}}")
+                raise UserError(f"{where} must hold the placeholder {{prompt}}")
 
     def reasoning_text(self, prompt: str) -> str:
         """The text after which a plan for `prompt` is written."""

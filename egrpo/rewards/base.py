@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 from torch import Tensor
 
+from egrpo.base.errors import UserError
 from egrpo.types import PromptRecord
 
 
@@ -27,7 +28,7 @@ class Reward(Protocol):
         ...
 
 
-class RewardError(RuntimeError):
+class RewardError(UserError, RuntimeError):
     """A reward raised, or returned a wrong length, NaN or infinity. The message says which, and for which prompt."""
 
 

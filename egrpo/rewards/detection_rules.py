@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import permutations
 
+from egrpo.base.errors import UserError
 from egrpo.data.records import LOCALITIES
 from egrpo.types import PromptRecord
 
@@ -84,10 +85,10 @@ def detection_score(
     and score 0 (fixed: they are two instances); boxes without area fail.
 
     Raises:
-        ValueError: unknown `rules` or `quirks`, or a record that lacks what its task type needs.
+        UserError: unknown `rules` or `quirks`, or a record that lacks what its task type needs.
     """
     if rules not in RULES or quirks not in QUIRKS:
-        raise ValueError(f"rules={rules!r}, quirks={quirks!r}: rules are {RULES}, quirks {QUIRKS}")
+        raise UserError(f"rules={rules!r}, quirks={quirks!r}: rules are {RULES}, quirks {QUIRKS}")
     if not record.nouns:
         return 1.0
     fixed, strict = quirks == "fixed", rules == "strict"
@@ -160,7 +161,7 @@ def _suppress(best_first: list[Detection], read_box) -> list[Detection]:
 def _numeracy_score(detections: Sequence[Detection], record: PromptRecord, fixed: bool) -> float:
     """Mean over the objects: 1 in the right number, `COUNT_CREDIT` in another, 0 where there is none."""
     if not record.numeracy_info:
-        raise ValueError(f"the numeracy prompt {record.prompt!r} has no numeracy_info to count by")
+        raise UserError(f"the numeracy prompt {record.prompt!r} has no numeracy_info to count by")
     weight = 1 / len(record.numeracy_info)
     score = 0.0
     for item in record.numeracy_info:
@@ -176,7 +177,7 @@ def _spatial_score(detections: Sequence[Detection], record: PromptRecord, strict
     if not info or any(key not in info for key in ("obj1", "obj2", "locality")):
         if not fixed:
             return 0.0  # as published: a failed computation
-        raise ValueError(f"the spatial prompt {record.prompt!r} needs spatial_info with obj1, obj2 and locality")
+        raise UserError(f"the spatial prompt {record.prompt!r} needs spatial_info with obj1, obj2 and locality")
     if fixed and info["obj1"] == info["obj2"]:
         return _twin_score(_named(info["obj1"], detections, fixed), info["locality"], strict)
     first, second = (_named(info[key], detections, fixed) for key in ("obj1", "obj2"))

@@ -63,7 +63,7 @@ class GroundingDinoReward:
 
     Raises:
         FileNotFoundError: there is no model in `path`.
-        ValueError: unknown `rules`, `quirks`, `dtype` or `precision`, a `batch_size` below 1, another model, or a
+        UserError: unknown `rules`, `quirks`, `dtype` or `precision`, a `batch_size` below 1, another model, or a
             tokenizer with other delimiters.
     """
 
@@ -81,14 +81,14 @@ class GroundingDinoReward:
         threshold: float = 0.3,
     ):
         if rules not in RULES or quirks not in QUIRKS:
-            raise ValueError(f"rules={rules!r}, quirks={quirks!r}: rules are {RULES}, quirks {QUIRKS}")
+            raise UserError(f"rules={rules!r}, quirks={quirks!r}: rules are {RULES}, quirks {QUIRKS}")
         check_batch_size(batch_size)
         folder = model_folder(path, "gdino")
         model = load_model(GroundingDinoForObjectDetection, folder, "gdino", device, offload)
         self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
         ids = self.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])
         if ids != DELIMITERS:
-            raise ValueError(f"the tokenizer in {folder} gives [CLS], [SEP], . and ? the ids {ids}, not {DELIMITERS}")
+            raise UserError(f"the tokenizer in {folder} gives [CLS], [SEP], . and ? the ids {ids}, not {DELIMITERS}")
         self.max_tokens, self.queries = model.config.max_text_len, model.config.num_queries
         use_deformable_sums(model)
         self.placement = Placement(model, device, dtype, offload, precision)
@@ -103,7 +103,7 @@ class GroundingDinoReward:
         """N images, of any sizes that are not too narrow for the model, and their N records -> [N] float32.
 
         Raises:
-            ValueError: a caption is too long, or a record lacks what its task type needs; the message names the prompt.
+            UserError: a caption is too long, or a record lacks what its task type needs; the message names the prompt.
                 An image is so narrow that, resized, it has fewer positions than the model has queries; the message
                 names its size. There are not as many records as images.
         """
@@ -132,7 +132,7 @@ class GroundingDinoReward:
         """What is found in each image, phrase by phrase in the order of the nouns; nothing for records without nouns.
 
         Raises:
-            ValueError: a caption is too long or an image too narrow for the model, or there are not as many records as
+            UserError: a caption is too long or an image too narrow for the model, or there are not as many records as
                 images.
         """
         check_pairs(images, records)
@@ -186,7 +186,7 @@ class GroundingDinoReward:
             on the model's device.
 
         Raises:
-            ValueError: the images are too narrow for the model.
+            UserError: the images are too narrow for the model.
         """
         device = self.placement.device
         pixels = self.preparation(images).to(self.placement.dtype)
@@ -201,7 +201,7 @@ class GroundingDinoReward:
             if TOO_FEW_POSITIONS not in str(error):
                 raise
             (width, height), (high, wide) = images[0].size, pixels.shape[-2:]
-            raise ValueError(
+            raise UserError(
                 f"an image of {width} x {height} pixels is too narrow for the detector: resized to {wide} x {high} it "
                 f"has fewer positions than the model's {self.queries} queries need; give "
                 "images that are closer to a square"

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, GitForCausalLM
 
+from egrpo.base.errors import UserError
 from egrpo.base.tokens import plain_ids
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, in_batches, model_folder
 from egrpo.rewards.preparation import Preparation, by_level, cut_as, levels_of, to_device
@@ -35,7 +36,7 @@ class GITReward:
 
     Raises:
         FileNotFoundError: `path` holds no model.
-        ValueError: `batch_size` is below 1, or `path` holds another model, or a tokenizer without single tokens for yes
+        UserError: `batch_size` is below 1, or `path` holds another model, or a tokenizer without single tokens for yes
             and no.
     """
 
@@ -65,7 +66,7 @@ class GITReward:
     def _answer(self, word: str, folder: Path) -> int:
         ids = self.tokenizer(word, add_special_tokens=False).input_ids
         if len(ids) != 1 or ids == [self.tokenizer.unk_token_id]:
-            raise ValueError(f"the tokenizer in {folder} has no token {word!r}, which the git reward reads as answer")
+            raise UserError(f"the tokenizer in {folder} has no token {word!r}, which the git reward reads as answer")
         return ids[0]
 
     def applies(self, records: list[PromptRecord]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel
 
+from egrpo.base.errors import UserError
 from egrpo.base.tokens import plain_ids
 from egrpo.rewards.placement import Placement, check_batch_size, check_pairs, in_batches, model_folder
 from egrpo.rewards.preparation import Preparation, rows_by_size, to_device
@@ -36,7 +37,7 @@ class HPSReward:
 
     Raises:
         FileNotFoundError: `path` holds no model.
-        ValueError: `batch_size` is below 1, or `path` holds another model, or a tokenizer that does not end a text with
+        UserError: `batch_size` is below 1, or `path` holds another model, or a tokenizer that does not end a text with
             its end-of-text token.
     """
 
@@ -61,9 +62,7 @@ class HPSReward:
         self.batch_size = batch_size
         end = self.tokenizer.eos_token_id
         if end is None or self.tokenizer("").input_ids[-1:] != [end]:
-            raise ValueError(
-                f"the tokenizer in {folder} does not end a text with its end-of-text token, as CLIP's does"
-            )
+            raise UserError(f"the tokenizer in {folder} does not end a text with its end-of-text token, as CLIP's does")
         # CLIPModel reads the text at the token that its configuration names, and old configurations name a wrong one.
         model.text_model.eos_token_id = end
         self.placement = Placement(model, device, dtype, offload, precision)

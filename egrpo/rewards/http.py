@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -28,6 +29,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from egrpo.base.errors import UserError
+from egrpo.base.limits import OverdueError, within
 from egrpo.rewards.base import PartialRewardError
 from egrpo.servers import checked_url, secret
 from egrpo.types import PromptRecord
@@ -35,6 +38,7 @@ from egrpo.types import PromptRecord
 ASKED_AGAIN = (408, 425, 429)  # below 500: took too long, came too early, too many
 LONGEST_BACKOFF = 60.0  # seconds
 LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks for more is taken to be down
+SLACK = 1.0  # seconds after which a request is given up that no single wait has ended
 LARGEST = torch.finfo(torch.float32).max
 SHOWN = 120  # characters of an answer in an error
 
@@ -52,7 +56,7 @@ class HTTPReward:
     Args:
         url: `http://` or `https://`, without user or password.
         batch_size: Images a request.
-        timeout: Seconds for connecting, and for each wait on the server.
+        timeout: Seconds for a whole request, from connecting to the last byte of the answer.
         retries: Further attempts after connection errors, timeouts, 408, 425, 429 and 5xx.
         backoff: Seconds before the first of them, doubled each time, with jitter of half to one and a half.
         concurrency: Requests in flight at most.
@@ -61,7 +65,7 @@ class HTTPReward:
             logged.
 
     Raises:
-        ValueError: a setting is missing or out of range, or the environment variable is not set.
+        UserError: a setting is missing or out of range, or the environment variable is not set.
     """
 
     def __init__(
@@ -80,9 +84,9 @@ class HTTPReward:
         at_least = {"batch_size": (batch_size, 1), "concurrency": (concurrency, 1), "retries": (retries, 0)}
         for name, (value, least) in at_least.items():
             if value < least:
-                raise ValueError(f"reward.http.reward.{name}={value}: give at least {least}")
+                raise UserError(f"reward.http.reward.{name}={value}: give at least {least}")
         if timeout <= 0 or backoff < 0:
-            raise ValueError(f"reward.http.reward: timeout={timeout} must be above 0, backoff={backoff} not below")
+            raise UserError(f"reward.http.reward: timeout={timeout} must be above 0, backoff={backoff} not below")
         self.batch_size, self.concurrency = batch_size, concurrency
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self._token = secret(token_env, "reward.http.reward.token_env")
@@ -157,7 +161,9 @@ class HTTPReward:
         for attempt in range(self.retries + 1):
             asked = 0.0
             try:
-                response = client.post(self.url, content=body)
+                response = within(self.timeout + SLACK, partial(client.post, self.url, content=body), given_up=stop)
+            except OverdueError:
+                fault = f"did not answer in full within {self.timeout:g} s"
             except httpx.TransportError as error:
                 fault = f"did not answer ({type(error).__name__}: {error})"
             except httpx.HTTPError as error:
@@ -206,7 +212,7 @@ def retry_after(response: httpx.Response) -> float:
 
 def _server_url(url: str) -> str:
     if not url:
-        raise ValueError("the http reward has no server: set reward.http.reward.url=http://HOST:PORT/PATH")
+        raise UserError("the http reward has no server: set reward.http.reward.url=http://HOST:PORT/PATH")
     return checked_url(url, "reward.http.reward.url", "reward.http.reward.token_env", "/PATH")
 
 

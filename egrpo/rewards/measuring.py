@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from egrpo import distributed
+from egrpo.base.errors import UserError
+from egrpo.base.files import writing
 from egrpo.precision import float32_default
 from egrpo.rewards.base import PartialRewardError, Reward, RewardError
 from egrpo.types import PromptRecord
@@ -21,6 +27,7 @@ from egrpo.types import PromptRecord
 log = logging.getLogger(__name__)
 
 STOP, DROP, DROP_GROUP = "stop", "drop", "drop_group"
+WATCH = 60.0  # seconds
 SAVED = 8  # failed images kept of one failure
 
 
@@ -79,7 +86,7 @@ def measure(
     return Column(values.masked_fill(~mask, torch.nan), mask)
 
 
-class _WrongShape(ValueError):
+class _WrongShape(UserError):
     """A reward returned something other than one number an image."""
 
 
@@ -95,8 +102,25 @@ def _measured(reward: Reward, images: list[Image.Image], records: list[PromptRec
 
 
 def _called(reward: Reward, images: list[Image.Image], records: list[PromptRecord]) -> Tensor:
-    with float32_default():
+    with float32_default(), watched(reward, len(images)):
         return _checked(reward(images, records), len(images))
+
+
+@contextmanager
+def watched(reward: Reward, count: int) -> Iterator[None]:
+    """Says who is being waited for, every `WATCH` seconds of a call."""
+    start, name = time.monotonic(), getattr(reward, "name", type(reward).__name__)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(WATCH):
+            log.warning("reward %s has not returned after %.0f s on %d images", name, time.monotonic() - start, count)
+
+    threading.Thread(target=watch, daemon=True, name="egrpo watch").start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _checked(values: Any, count: int) -> Tensor:
@@ -133,7 +157,12 @@ def _one_by_one(
 
 
 def _where(failures: Path | None, name: str) -> str:
-    return f"; prompts and images are in {failures / name}" if failures else ""
+    return f"; prompts and images are in {_failure_folder(failures, name)}" if failures else ""
+
+
+def _failure_folder(failures: Path, name: str) -> Path:
+    """Of several ranks each has its own: two that fail at once must not mix their images."""
+    return failures / name / f"rank_{distributed.rank()}" if distributed.world_size() > 1 else failures / name
 
 
 def _save(
@@ -148,10 +177,11 @@ def _save(
     """Leaves error.txt, and the first failed images with their records, in `failures/name`."""
     if failures is None:
         return
-    folder = failures / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _failure_folder(failures, name)
     trace = "".join(traceback.format_exception(error)) if error else ""
-    (folder / "error.txt").write_text(f"{message}\n{trace}")
-    for row in rows[:SAVED]:
-        images[row].save(folder / f"{row:05d}.png")
-        (folder / f"{row:05d}.json").write_text(json.dumps(records[row].to_dict(), indent=2) + "\n")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(f"{message}\n{trace}")
+        for row in rows[:SAVED]:
+            images[row].save(folder / f"{row:05d}.png")
+            (folder / f"{row:05d}.json").write_text(json.dumps(records[row].to_dict(), indent=2) + "\n")

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration, TopKLogitsWarper, TopPLogitsWarper
 
+from egrpo.base.errors import UserError
 from egrpo.rewards.placement import TF32, Placement, check_batch_size, check_pairs, in_batches, model_folder
 from egrpo.rewards.preparation import Preparation, by_level, to_device
 from egrpo.rewards.pretrained import load_image_processor, load_model, load_tokenizer, unicode_text
@@ -58,7 +59,7 @@ class ORMReward:
 
     Raises:
         FileNotFoundError: `path` holds no model.
-        ValueError: `mode` is unknown, `precision` is "tf32" (the angles of positions are a float32 product),
+        UserError: `mode` is unknown, `precision` is "tf32" (the angles of positions are a float32 product),
             `batch_size` is below 1, or `path` holds another model or a tokenizer without the tokens it takes.
     """
 
@@ -75,9 +76,9 @@ class ORMReward:
         seed: int = 0,
     ):
         if mode not in MODES:
-            raise ValueError(f"mode={mode!r} of the orm reward is unknown: use {' or '.join(MODES)}")
+            raise UserError(f"mode={mode!r} of the orm reward is unknown: use {' or '.join(MODES)}")
         if precision == TF32:
-            raise ValueError(
+            raise UserError(
                 "precision=tf32 would turn the orm reward's positions by wrong angles, which are a float32 product: "
                 "use precision=bfloat16, or dtype=bfloat16"
             )
@@ -87,7 +88,7 @@ class ORMReward:
         self.tokenizer, self.processor = load_tokenizer(folder), load_image_processor(folder)
         for token in ("yes", "no", "<|im_start|>", "<|im_end|>"):
             if token not in self.tokenizer.get_vocab():
-                raise ValueError(f"the tokenizer in {folder} has no token {token!r}, which the orm reward needs")
+                raise UserError(f"the tokenizer in {folder} has no token {token!r}, which the orm reward needs")
         self.yes, self.no = self.tokenizer.convert_tokens_to_ids(["yes", "no"])
         vocabulary = self.tokenizer.get_vocab().items()
         self.answers = torch.tensor([row for word, row in vocabulary if word.lower().strip() in ("yes", "no")])

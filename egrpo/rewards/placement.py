@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from egrpo.base.errors import MissingFileError, UserError
 from egrpo.paths import resolve
 from egrpo.precision import keep_buffer_types
 from egrpo.rewards.preparation import Preparation
@@ -26,7 +27,7 @@ def model_folder(path: str | Path, reward: str) -> Path:
     """
     folder = resolve(path)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the {reward} reward finds no model in {folder} (no config.json): fetch the published checkpoints with "
             "python -m egrpo.download what=rewards, convert your own with python -m egrpo.convert, or name another "
             f"folder with reward.{reward}.reward.path=... (all at once: reward_models=...)"
@@ -41,7 +42,7 @@ def pick_device(device: str) -> torch.device:
     (SLURM_LOCALID) number it; a process alone takes torch's current one.
 
     Raises:
-        ValueError: torch knows no such device, or it is a GPU that is not there.
+        UserError: torch knows no such device, or it is a GPU that is not there.
     """
     if device != "auto":
         return _named_device(device)
@@ -55,9 +56,9 @@ def _named_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device={device}: torch knows no such device; give auto, cpu or cuda:0") from error
+        raise UserError(f"device={device}: torch knows no such device; give auto, cpu or cuda:0") from error
     if found.type == "cuda" and (count := torch.cuda.device_count()) <= (found.index or 0):
-        raise ValueError(f"device={device}: there is no such GPU (there: {count}); give auto or cpu")
+        raise UserError(f"device={device}: there is no such GPU (there: {count}); give auto or cpu")
     return found
 
 
@@ -80,7 +81,7 @@ class Placement:
             autocast.
 
     Raises:
-        ValueError: torch knows no such dtype, `precision` is unknown, or is set for weights that are not float32.
+        UserError: torch knows no such dtype, `precision` is unknown, or is set for weights that are not float32.
     """
 
     def __init__(
@@ -118,16 +119,16 @@ def dtype_named(dtype: str) -> torch.dtype:
     """Raises a ValueError unless it is a floating-point type as torch names it."""
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype={dtype!r} is no floating-point type: use float32, bfloat16 or float16")
+        raise UserError(f"dtype={dtype!r} is no floating-point type: use float32, bfloat16 or float16")
     return found
 
 
 def checked_precision(precision: str, dtype: str) -> str:
     """Raises a ValueError unless weights of `dtype` can be multiplied like that."""
     if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} of a reward is unknown: use {', '.join(PRECISIONS)}")
+        raise UserError(f"precision={precision!r} of a reward is unknown: use {', '.join(PRECISIONS)}")
     if precision != EXACT and dtype != "float32":
-        raise ValueError(
+        raise UserError(
             f"precision={precision} of a reward is a choice for float32 weights, and its dtype is {dtype}: leave "
             f"precision={EXACT}, or set dtype=float32"
         )
@@ -184,13 +185,13 @@ def copied_to(model: nn.Module, device: torch.device) -> Iterator[None]:
 def check_batch_size(batch_size: int) -> None:
     """Raises a ValueError where it is below 1."""
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} of a reward: give at least 1")
+        raise UserError(f"batch_size={batch_size} of a reward: give at least 1")
 
 
 def check_pairs(images: Sequence[Any], records: Sequence[Any]) -> None:
     """Raises a ValueError where there are not as many records as images."""
     if len(images) != len(records):
-        raise ValueError(f"a reward got {len(images)} images and {len(records)} records: give one record an image")
+        raise UserError(f"a reward got {len(images)} images and {len(records)} records: give one record an image")
 
 
 def in_batches(
@@ -209,7 +210,7 @@ def in_batches(
         batches: Rows of each batch; None = in the order of the images.
 
     Raises:
-        ValueError: `batch_size` is below 1, or there are not as many records as images.
+        UserError: `batch_size` is below 1, or there are not as many records as images.
     """
     check_batch_size(batch_size)
     check_pairs(images, records)

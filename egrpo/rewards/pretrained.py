@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from egrpo.base.errors import UserError
 from egrpo.rewards.placement import home_of, pick_device
 from egrpo.tensor_files import check_finite, check_model_folder, loading_model
 
@@ -22,13 +23,13 @@ def load_model(kind: Any, folder: Path, reward: str, device: str = "cpu", offloa
         device, offload: As `Placement` takes them.
 
     Raises:
-        ValueError: the folder holds another architecture, or its weights lack some of the model's tensors, which
+        UserError: the folder holds another architecture, or its weights lack some of the model's tensors, which
             transformers would fill with random numbers, are damaged, or hold NaN or infinity.
     """
     check_model_folder(folder)
     wanted, found = kind.config_class.model_type, json.loads((folder / "config.json").read_text()).get("model_type")
     if found != wanted:
-        raise ValueError(
+        raise UserError(
             f"the {reward} reward needs a model of type {wanted}, and {folder} holds one of type {found}: name another "
             f"folder with reward.{reward}.reward.path=..."
         )
@@ -38,7 +39,7 @@ def load_model(kind: Any, folder: Path, reward: str, device: str = "cpu", offloa
         model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **place)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(
+        raise UserError(
             f"the weights in {folder} lack {len(missing)} tensors of the {reward} reward's model, the first "
             f"{missing[0]}: fetch or convert the checkpoint again"
         )

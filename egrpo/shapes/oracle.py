@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from egrpo.base.errors import UserError
 from egrpo.shapes.atlas import CELL, RGB, SIDE, shape_mask
 from egrpo.shapes.scene import COLORS, SHAPES, Spec, Thing, judge
 from egrpo.types import PromptRecord
@@ -34,9 +35,9 @@ def color_hues() -> np.ndarray:
 
 
 def detect(pixels: np.ndarray) -> list[Thing]:
-    """What is drawn on [H, W, 3] uint8 pixels, H = W = 48. Raises ValueError on another size or type."""
+    """What is drawn on [H, W, 3] uint8 pixels, H = W = 48. Raises UserError on another size or type."""
     if pixels.shape != (SIDE, SIDE, 3) or pixels.dtype != np.uint8:
-        raise ValueError(f"the oracle reads {SIDE}x{SIDE}x3 uint8 pixels, got {pixels.shape} {pixels.dtype}")
+        raise UserError(f"the oracle reads {SIDE}x{SIDE}x3 uint8 pixels, got {pixels.shape} {pixels.dtype}")
     return list(_read(pixels.tobytes()))
 
 
@@ -106,7 +107,7 @@ def spec_of(record: PromptRecord) -> Spec:
     try:
         return Spec.from_dict(record.extra["scene"])
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"the oracle cannot judge {record.prompt!r}: its record has no valid 'scene' key; "
             "use prompts made by egrpo.shapes.prompts, or another reward"
         ) from error

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from egrpo.base.errors import UserError
 from egrpo.shapes.scene import COLORS, LOCALITIES, SHAPES, TEXTURES, Part, Spec
 from egrpo.types import TASK_TYPES, PromptRecord
 
@@ -199,4 +200,4 @@ def _distinct(rng, total: int, keep, tasks: tuple[str, ...] = TASK_TYPES) -> Ite
             if made == total:
                 return
         if len(dry) == len(tasks):
-            raise ValueError(f"only {made} of {total} distinct prompts exist for {tasks}")
+            raise UserError(f"only {made} of {total} distinct prompts exist for {tasks}")

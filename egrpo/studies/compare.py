@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from egrpo.analysis.resampling import LEVEL, Bootstrap, Estimate
+from egrpo.base.errors import UserError
 from egrpo.studies.runs import FINISHED
 
 
@@ -63,12 +64,12 @@ def baseline_of(table: pd.DataFrame, wanted: str | None) -> str:
     """The setting that others are compared with: the one asked for, by its name, else the first.
 
     Raises:
-        ValueError: no finished run has the setting that is asked for.
+        UserError: no finished run has the setting that is asked for.
     """
     names = settings_in(table)
     if wanted is None or wanted in names:
         return wanted or names[0]
-    raise ValueError(f"baseline={wanted}: no finished run has this setting; choose of {', '.join(names)}")
+    raise UserError(f"baseline={wanted}: no finished run has this setting; choose of {', '.join(names)}")
 
 
 def compare(table: pd.DataFrame, measures: Sequence[str], baseline: str, bootstrap: Bootstrap) -> dict[str, Any]:

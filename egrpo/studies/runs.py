@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from egrpo.base.errors import UserError
 from egrpo.training.resume import SUMMARY, decisive_settings
 
 FINISHED, FAILED, PARTIAL, UNREADABLE, DUPLICATE = "finished", "failed", "partial", "unreadable", "duplicate"
@@ -65,14 +66,14 @@ def read_runs(sweep: Path) -> list[Run]:
     """All runs below a folder, by name; of runs that are the same the first counts and the others are duplicates.
 
     Raises:
-        ValueError: there is no such folder, or no run in it.
+        UserError: there is no such folder, or no run in it.
     """
     if not sweep.is_dir():
-        raise ValueError(f"sweep={sweep}: there is no such folder; give the one that the sweep's runs lie in")
+        raise UserError(f"sweep={sweep}: there is no such folder; give the one that the sweep's runs lie in")
     folders = {path.parent.parent for path in sweep.rglob(".hydra/overrides.yaml")}
     folders |= {path.parent for name in (SUMMARY, "error.txt") for path in sweep.rglob(name)}
     if not folders:
-        raise ValueError(f"sweep={sweep}: no run lies in this folder; give the one that the sweep's runs lie in")
+        raise UserError(f"sweep={sweep}: no run lies in this folder; give the one that the sweep's runs lie in")
     return _mark_duplicates([read_run(folder, sweep) for folder in sorted(folders)])
 
 

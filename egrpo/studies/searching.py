@@ -12,8 +12,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from egrpo.base.errors import UserError
+from egrpo.base.stopping import Stopped
 from egrpo.settings import override
-from egrpo.studies.trials import TrialError, Trials
+from egrpo.studies.trials import TrialError, Trials, TrialStoppedError
 
 JOURNAL, DATABASE = "search.journal", "search.db"  # in the search's folder
 
@@ -22,7 +23,7 @@ def suggest(trial: Any, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     """Key -> value for an Optuna trial.
 
     Raises:
-        ValueError: an entry of the space lacks what it needs, or has something else.
+        UserError: an entry of the space lacks what it needs, or has something else.
     """
     out = {}
     for name, entry in space.items():
@@ -106,10 +107,12 @@ def one_trial(trial: optuna.Trial, trials: Trials, space: dict[str, dict[str, An
 
     try:
         score = trials.run(name, chosen, stop)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         trial.set_user_attr("stopped", True)
         raise
     except TrialError as error:
+        if isinstance(error, TrialStoppedError):
+            trial.set_user_attr("stopped", True)
         print(f"{name}: {told}: failed: {error}", flush=True)
         raise
     print(f"{name}: {told}: {'pruned' if score is None else f'{trials.score} {score:.4f}'}", flush=True)

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from egrpo.base import stopping
+from egrpo.base.errors import UserError
+from egrpo.base.stopping import PARENT
+from egrpo.launch import is_whole
 from egrpo.settings import override
 from egrpo.studies.runs import read_metrics
 from egrpo.training.resume import SUMMARY
@@ -21,8 +25,12 @@ LOG = "training.log"  # what a run prints, in its folder
 SEED_STEP = 1_000_000  # a second seed's steps are told to the pruner as this many later
 
 
-class TrialError(ValueError):
+class TrialError(UserError):
     """A trial's training failed."""
+
+
+class TrialStoppedError(TrialError):
+    """A signal ended a trial's training; a search that is started again resumes it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Trials:
         """Whether the run came to its end."""
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "egrpo.train", *words, "go_on=true", override("hydra.run.dir", str(folder))]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), PARENT: str(os.getpid())}
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         try:
@@ -81,10 +89,8 @@ class Trials:
             if process.poll() is None:
                 process.terminate()
             process.wait()
-        if process.returncode:
-            lines = (folder / LOG).read_text(errors="replace").splitlines()
-            told = [line for line in lines if line.startswith("error: ")] or lines
-            raise TrialError(f"{told[-1] if told else 'it printed nothing'} (all it printed: {folder / LOG})")
+        if process.returncode or not is_whole(folder):
+            raise _failure(process.returncode, folder)
         return True
 
     def _validations(self, folder: Path, process: subprocess.Popen) -> Iterator[tuple[float, int]]:
@@ -98,6 +104,7 @@ class Trials:
                 if step not in seen:
                     seen.add(int(step))
                     yield float(value), int(step)
+            stopping.check()  # the signal went to the search's main thread, which waits for this one
             if running:
                 time.sleep(POLL)
 
@@ -106,3 +113,14 @@ class Trials:
         if self.score not in after:
             raise TrialError(f"{folder}: score={self.score} is none of {sorted(k for k in after if k != 'prompts')}")
         return float(after[self.score])
+
+
+def _failure(status: int, folder: Path) -> TrialError:
+    """What to say of a training that left no whole summary, or failed: its own last words."""
+    lines = (folder / LOG).read_text(errors="replace").splitlines()
+    told = [line for line in lines if line.startswith(("error: ", "stopped by "))] or lines
+    words = f"{told[-1] if told else 'it printed nothing'} (all it printed: {folder / LOG})"
+    number = -status if status < 0 else status - 128
+    if number in stopping.SIGNALS:
+        return TrialStoppedError(words if told else f"stopped by {stopping.name_of(number)}: {words}")
+    return TrialError(words if status else f"it ended without a whole {SUMMARY}: {words}")

@@ -10,6 +10,8 @@ import wandb_workspaces.reports.v2 as panels
 from wandb_workspaces import expr
 from wandb_workspaces.workspaces import RunsetSettings, Section, Workspace
 
+from egrpo.base.errors import UserError
+
 STEP = "trainer/global_step"  # optimizer steps, by which Lightning logs
 
 
@@ -27,12 +29,12 @@ def build_workspace(
         sections: Name -> metrics, a panel with the mean over runs and its spread each.
 
     Raises:
-        ValueError: there is no section, or a section without metrics.
+        UserError: there is no section, or a section without metrics.
     """
     empty = [name for name, metrics in sections.items() if not metrics]
     if empty or not sections:
         told = f"sections.{empty[0]} names no metric" if empty else "sections names no section"
-        raise ValueError(f"{told}: a workspace shows metrics; see docs/metrics.md for what there is")
+        raise UserError(f"{told}: a workspace shows metrics; see docs/metrics.md for what there is")
     return Workspace(
         entity=entity,
         project=project,

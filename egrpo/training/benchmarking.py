@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from egrpo import distributed
+from egrpo.base.errors import UserError
 from egrpo.benchmarks import Benchmark
 from egrpo.benchmarks.export import manifest_of, requests_of
 from egrpo.benchmarks.tracking import numbers
@@ -38,7 +39,7 @@ class BenchmarkScores(Callback):
 
     def __init__(self, benchmark: Benchmark, folder: str, every_n_train_steps: int = 50, batch_size: int = 32):
         if batch_size < 1 or every_n_train_steps < 0:
-            raise ValueError(
+            raise UserError(
                 f"callbacks.benchmark: batch_size={batch_size} must be at least 1, and "
                 f"every_n_train_steps={every_n_train_steps} at least 0"
             )

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from egrpo import distributed
 from egrpo.atomic import link
+from egrpo.base import stopping
 from egrpo.images import caption, save_sheet, to_images
 from egrpo.training.metrics_file import MetricsFile
 from egrpo.training.saving import queue
@@ -172,6 +173,22 @@ class SampleTable(Callback):
         images, totals = to_images(rollout.pixels[: len(chosen)]), table.total.tolist()
         own = [[records[i].prompt, rollout.plans[i], images[i], totals[i]] for i in chosen]
         return [row for part in distributed.gather(own) for row in part]
+
+
+class StopSignals(Callback):
+    """Ctrl-C and SIGTERM end the run at once (see `egrpo.base.stopping`), and not as Lightning would have it."""
+
+    def on_train_start(self, *args: Any) -> None:
+        stopping.take_back()
+
+    def on_validation_start(self, *args: Any) -> None:
+        stopping.take_back()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        stopping.check()
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        stopping.check()
 
 
 class ContinueMetricsFile(Callback):

@@ -21,7 +21,7 @@ def check_entropy_policy(entropy_policy: Callable[..., Any]) -> None:
     """Calls the entropy policy once on two sequences of two text and two image tokens.
 
     Raises:
-        ValueError: a setting is unknown or out of range.
+        UserError: a setting is unknown or out of range.
     """
     mask = torch.ones(2, 4, dtype=torch.bool)
     is_image = torch.tensor([[False, False, True, True]] * 2)
@@ -32,7 +32,7 @@ def check_optimizer(optimizer: Callable[..., Any], scheduler: Callable[..., Any]
     """Builds optimizer and scheduler once for a single weight.
 
     Raises:
-        ValueError: a setting is unknown or out of range.
+        UserError: a setting is unknown or out of range.
     """
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     _told("scheduler", scheduler, _told("optimizer", optimizer, [weight]))
@@ -42,7 +42,7 @@ def check_share(data: Any, rollout: RolloutSettings, ranks: int) -> None:
     """Before anything is measured: whether a step's prompts, or their samples, divide among the ranks.
 
     Raises:
-        ValueError: they do not.
+        UserError: they do not.
     """
     if rollout.group_across_ranks:
         check_samples_per_step(data.prompts_per_step, rollout.group_size, ranks)
@@ -63,7 +63,7 @@ def rollouts_under(usual: RolloutSettings, changes: Mapping[str, Mapping[str, An
     """How samples are drawn under each of `also_validate`'s changes, {"without_plan": {"cot": False}}.
 
     Raises:
-        ValueError: a change is none of the rollout's settings, or out of range.
+        UserError: a change is none of the rollout's settings, or out of range.
     """
     names = {field.name for field in fields(RolloutSettings)}
     for name, changed in changes.items():
@@ -81,16 +81,16 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     """Refuses settings of Lightning's Trainer that have another name here.
 
     Raises:
-        ValueError: accumulation or clipping is asked of the trainer.
+        UserError: accumulation or clipping is asked of the trainer.
     """
     if (batches := settings.get("accumulate_grad_batches")) not in (None, 1):
-        raise ValueError(
+        raise UserError(
             f"trainer.accumulate_grad_batches={batches}: gradients are always those of a step's whole batch; set its "
             "size by data.prompts_per_step, and what is held at once by objective.micro_batch_size and "
             "rollout.batch_size"
         )
     if (norm := settings.get("gradient_clip_val")) is not None:
-        raise ValueError(f"trainer.gradient_clip_val={norm}: set objective.max_grad_norm={norm} in its place")
+        raise UserError(f"trainer.gradient_clip_val={norm}: set objective.max_grad_norm={norm} in its place")
 
 
 def check_devices(settings: Mapping[str, Any]) -> None:
@@ -124,4 +124,4 @@ def _told(group: str, part: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return part(*arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{group}: {error}") from error
+        raise UserError(f"{group}: {error}") from error

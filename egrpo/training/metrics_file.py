@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from egrpo.base.files import write_whole, writing
 
 
 class MetricsFile(Logger):
@@ -68,7 +71,7 @@ class MetricsFile(Logger):
             self.columns += new
             self._rewrite()
         else:
-            with self.path.open("a", newline="") as file:
+            with writing(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns, restval="").writerow(row)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -85,10 +88,8 @@ class MetricsFile(Logger):
         os.replace(self.path, older)
 
     def _rewrite(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(partial, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, text.getvalue().encode())

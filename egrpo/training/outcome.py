@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from egrpo.training.module import GRPOModule
 from egrpo.training.report import gains, save_curves, save_samples, summarise, table
 from egrpo.training.settings import RolloutSettings
 from egrpo.training.validation import PART, Row, held_out, load_rows, save_rows, score_names
+
+log = logging.getLogger(__name__)
 
 
 def validate(trainer: Trainer, module: GRPOModule, data: LightningDataModule) -> list[Row]:
@@ -71,6 +75,15 @@ def measure_under(
     return out
 
 
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """A part of the report, which nothing depends on: a fault in it is a warning with its traceback, and no more."""
+    try:
+        yield
+    except Exception:
+        log.warning("%s could not be reported; the run itself is whole", name, exc_info=True)
+
+
 def report_run(
     folder: Path,
     trainer: Trainer,
@@ -82,6 +95,8 @@ def report_run(
     origin: Mapping[str, Any],
 ) -> None:
     """Writes samples, curves and summary, and prints the result; the folder is the last line.
+
+    A part that fails is left out with a warning: whatever it is, `summary.json` says that the run came to its end.
 
     Args:
         untouched: What `measure_untouched` gave.
@@ -98,17 +113,26 @@ def report_run(
         "seed": module.seed,
         **origin,
     }
+    with part("the curves"):
+        save_curves(folder / "metrics.csv", folder / "curves.png")
     if trained:  # trainer.limit_val_batches=0 leaves nothing to report
         before = untouched["before"]
         judges = list(module.validation.judges) or ["reward"]
-        save_rows(folder / "validation" / "after.npz", trained)
-        save_samples(folder / "samples", before, trained, judges[0])
-        summaries = {name: summarise(rows) for name, rows in {**untouched, "after": trained, **further}.items()}
-        summary["validation"] = {**summaries, "gain": gains(before, trained)}
-        print(table(summaries, judges))
-        parts = [name for name in score_names(held_out(trained)) if name.startswith(PART)]
-        print(table(summaries, ["reward", *parts]))
-    save_curves(folder / "metrics.csv", folder / "curves.png")
+        with part("the validation after training"):
+            save_rows(folder / "validation" / "after.npz", trained)
+        with part("the samples"):
+            save_samples(folder / "samples", before, trained, judges[0])
+        summaries: dict[str, Any] = summary["validation"]
+        for name, rows in {**untouched, "after": trained, **further}.items():
+            with part(f"the summary of validation {name}"):
+                summaries[name] = summarise(rows)
+        with part("the tables"):
+            print(table(summaries, judges))
+            names = score_names([*held_out(before), *held_out(trained)])
+            parts = [name for name in names if name.startswith(PART)]
+            print(table(summaries, ["reward", *parts]))
+        with part("the gains"):
+            summaries["gain"] = gains(before, trained)
     write_json(folder / "summary.json", summary)
     print(f"{trainer.global_step} steps in {seconds:.0f} s. Look at samples/before_after.png and curves.png.")
     print(folder)

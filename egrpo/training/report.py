@@ -54,18 +54,26 @@ def save_samples(folder: Path, before: list[Row], after: list[Row], score: str, 
     before, after = held_out(before), held_out(after)
     chosen = np.linspace(0, len(before) - 1, min(count, len(before))).astype(int)
     for name, rows in (("before", before), ("after", after)):
-        captions = [caption(rows[i].record.prompt, [f"{score} {rows[i].scores[score]:.2f}"]) for i in chosen]
-        mean = np.mean([rows[i].scores[score] for i in chosen])
-        title = f"{name.capitalize()} training: mean {score} of these {len(chosen)} prompts {mean:.2f}"
+        captions = [caption(rows[i].record.prompt, [f"{score} {_shown(rows[i], score)}"]) for i in chosen]
+        found = [rows[i].scores[score] for i in chosen if score in rows[i].scores]
+        mean = f"{np.mean(found):.2f}" if found else MISSING
+        title = f"{name.capitalize()} training: mean {score} of these {len(found)} prompts {mean}"
         save_sheet(folder / f"{name}.png", [rows[i].image for i in chosen], captions, title)
     pictures, captions = [], []
     for i in chosen[:16]:
         gap = np.full((before[i].image.shape[0], max(1, before[i].image.shape[1] // 16), 3), 255, np.uint8)
         pictures.append(np.concatenate([before[i].image, gap, after[i].image], axis=1))
-        scores = f"{score} {before[i].scores[score]:.2f} -> {after[i].scores[score]:.2f}"
+        scores = f"{score} {_shown(before[i], score)} -> {_shown(after[i], score)}"
         captions.append(caption(before[i].record.prompt, [scores], width=44))
     title = "Left before, right after training: same prompts, same random numbers"
     save_sheet(folder / "before_after.png", pictures, captions, title, columns=4)
+
+
+MISSING = "not measured"  # of a reward that was dropped for every prompt
+
+
+def _shown(row: Row, score: str) -> str:
+    return f"{row.scores[score]:.2f}" if score in row.scores else MISSING
 
 
 CURVES = (
@@ -103,6 +111,9 @@ def table(summaries: Mapping[str, dict[str, Any]], names: Sequence[str]) -> str:
     """Plain-text table of summaries, a line each, means with 95 % intervals."""
     lines = [f"{'held-out prompts':20}" + "".join(f"{name:>26}" for name in names)]
     for label, summary in summaries.items():
-        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(summary[n], *summary["interval_95"][n]) for n in names]
+        cells = [
+            "{:.3f} [{:.3f}, {:.3f}]".format(summary[n], *summary["interval_95"][n]) if n in summary else MISSING
+            for n in names
+        ]
         lines.append(f"{label.replace('_', ' '):20}" + "".join(f"{cell:>26}" for cell in cells))
     return "\n".join(lines)

@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo import distributed
+from egrpo.base.errors import FolderTakenError, UserError
+from egrpo.base.files import hold
 from egrpo.checkpoints import last_checkpoint
+from egrpo.launch import SUMMARY as SUMMARY
 from egrpo.training.inputs import input_hashes, read_inputs, save_inputs
 from egrpo.yaml_files import read_yaml
 
-SUMMARY = "summary.json"  # what a run leaves last
 # What a resumed run may change without a word: nothing that decides what is computed.
 NEVER_TOLD = ("ckpt_path", "run_dir", "threads", "logger", "callbacks", "trainer.enable_progress_bar", "go_on", "study")
 RUN_DEPTH = 3  # folders above a checkpoint in which its run is looked for: RUN/checkpoints/last.ckpt
 REPEATED = ("module", "ensemble")  # what puts the parts together, and so repeats their settings
 FREE = (*NEVER_TOLD, "trainer.max_steps")
+
+
+LOCK = ".run.lock"  # held by the process that trains in the folder; a study that waits for a run holds another
+
+
+@contextmanager
+def training_in(cfg: DictConfig, folder: Path) -> Iterator[None]:
+    """Holds the run's folder for this training, on the first rank; another one in it would mix its files with ours.
+
+    Raises:
+        FolderTakenError: another process trains in the folder, or it holds a run that a new one would overwrite.
+    """
+    if distributed.rank() != 0:
+        yield
+        return
+    other = "wait for it, end it, or give this one another folder with hydra.run.dir=FOLDER"
+    with hold(folder, "the run in", name=LOCK, remedy=other):
+        check_new(cfg, folder)
+        yield
+
+
+def check_new(cfg: DictConfig, folder: Path) -> None:
+    """Whether the run may write here: a new folder, a run that is resumed, or one that came to nothing.
+
+    Raises:
+        FolderTakenError: the folder holds a finished run, or one with a checkpoint, and this run does not resume it.
+    """
+    own = cfg.ckpt_path is not None and folder.resolve() in Path(cfg.ckpt_path).resolve().parents
+    last = last_state(folder)
+    if cfg.go_on or own or not (last or (folder / SUMMARY).exists()):
+        return
+    held = "a finished run" if (folder / SUMMARY).exists() else "a run that was stopped after its last checkpoint"
+    resumed = f"resume that run with ckpt_path={last} hydra.run.dir={folder}" if last else "move that run away"
+    raise FolderTakenError(
+        f"{folder} holds {held}, which a new run would overwrite: give the new run another folder with "
+        f"hydra.run.dir=FOLDER, {resumed}, or let go_on=true skip a finished run and resume another"
+    )
 
 
 def changed_settings(cfg: DictConfig, folder: Path) -> list[str]:
@@ -45,11 +86,11 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
     """Whether the folder holds this very run, whole, for a sweep that is started again (`go_on=true`).
 
     Raises:
-        ValueError: the folder holds a run with other settings, whole or not: neither may stand for this one.
+        UserError: the folder holds a run with other settings, whole or not: neither may stand for this one.
     """
     changed = _differences(cfg, folder, NEVER_TOLD)
     if changed:
-        raise ValueError(
+        raise UserError(
             f"go_on=true, but {folder} holds a run with other settings: {', '.join(changed)}; choose another folder "
             "(hydra.sweep.dir=, hydra.run.dir=), or move that one away"
         )
@@ -58,7 +99,7 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
     except FileNotFoundError:
         return False
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{folder / SUMMARY} is damaged ({error}); remove it, and the run goes on from its last checkpoint"
         ) from error
     return True

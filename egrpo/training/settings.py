@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from egrpo import distributed
+from egrpo.base.errors import UserError
 from egrpo.data.datamodule import check_samples_per_step
 from egrpo.policy.drawing import Drawing
 
 T = TypeVar("T")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """The run cannot go on (loss or gradient is not finite). The message says where and what to try."""
 
 
@@ -43,7 +44,7 @@ class RolloutSettings:
             threads. Rewards whose precision is "tf32" wait in any case, since TF32 is set for the whole process.
 
     Raises:
-        ValueError: a setting is out of range.
+        UserError: a setting is out of range.
     """
 
     group_size: int = 8
@@ -60,17 +61,17 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
-            raise ValueError(
+            raise UserError(
                 f"rollout.group_size={self.group_size}: advantages compare the samples of one prompt, so a group needs "
                 "at least 2; set rollout.group_size=8 for the published value"
             )
         Drawing(self.temperature, False, self.top_k, self.top_p, self.cfg_weight)  # says which is out of range
         if self.plan_top_k is not None and self.plan_top_k < 1:
-            raise ValueError(f"rollout.plan_top_k={self.plan_top_k}: give at least 1, or null for rollout.top_k")
+            raise UserError(f"rollout.plan_top_k={self.plan_top_k}: give at least 1, or null for rollout.top_k")
         if self.gather not in ("full", "shard"):
-            raise ValueError(f"rollout.gather={self.gather}: choose full or shard")
+            raise UserError(f"rollout.gather={self.gather}: choose full or shard")
         if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"rollout.batch_size={self.batch_size}: give at least 1, or null for all at once")
+            raise UserError(f"rollout.batch_size={self.batch_size}: give at least 1, or null for all at once")
 
 
 def own_samples(
@@ -88,7 +89,7 @@ def own_samples(
         repeats), in group order; the ranks' parts join in rank order.
 
     Raises:
-        ValueError: the step's samples do not divide among the ranks.
+        UserError: the step's samples do not divide among the ranks.
     """
     size = settings.group_size
     rows = range(len(records) * size)
@@ -151,7 +152,7 @@ class Objective:
             more; "sequence" = the mean over sequences of each one's mean (GRPO's equation).
 
     Raises:
-        ValueError: a setting is out of range.
+        UserError: a setting is out of range.
     """
 
     beta: float = 0.01
@@ -165,22 +166,22 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.updates_per_rollout < 1:
-            raise ValueError(f"objective.updates_per_rollout={self.updates_per_rollout}: give at least 1")
+            raise UserError(f"objective.updates_per_rollout={self.updates_per_rollout}: give at least 1")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"objective.micro_batch_size={self.micro_batch_size}: give at least 1, or null for all")
+            raise UserError(f"objective.micro_batch_size={self.micro_batch_size}: give at least 1, or null for all")
         if self.logps not in ("conditional", "guided"):
-            raise ValueError(f"objective.logps={self.logps}: choose conditional or guided")
+            raise UserError(f"objective.logps={self.logps}: choose conditional or guided")
         if self.token_mean not in ("batch", "sequence"):
-            raise ValueError(f"objective.token_mean={self.token_mean}: choose batch or sequence")
+            raise UserError(f"objective.token_mean={self.token_mean}: choose batch or sequence")
         for name in ("clip_low", "clip_high"):
             value = getattr(self, name)
             if value is not None and not 0 < value < (1 if name == "clip_low" else float("inf")):
-                raise ValueError(
+                raise UserError(
                     f"objective.{name}={value}: give a distance from ratio 1, such as 0.2, or null for none"
                 )
         if not 0 <= self.beta < float("inf"):
-            raise ValueError(
+            raise UserError(
                 f"objective.beta={self.beta}: it weighs a divergence and must be a number from 0 on, not negative"
             )
         if not 0 < self.max_grad_norm < float("inf"):
-            raise ValueError(f"objective.max_grad_norm={self.max_grad_norm}: it must be a finite number above 0")
+            raise UserError(f"objective.max_grad_norm={self.max_grad_norm}: it must be a finite number above 0")

@@ -25,6 +25,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 
 from egrpo import distributed, sharded
 from egrpo.atomic import beside, discard, put_in_place, sync
+from egrpo.base.errors import ConsequenceError, UserError
+from egrpo.base.files import writing
 from egrpo.checkpoints import (
     check_fit,
     is_divided,
@@ -62,7 +64,8 @@ class Files(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """As Lightning's; a folder may have the name until now."""
-        save_file(checkpoint, Path(path), self.background_from)
+        with writing(path):
+            save_file(checkpoint, Path(path), self.background_from)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """As Lightning's, of data alone; of a folder its weights and position, and no state of an optimizer."""
@@ -96,7 +99,8 @@ class WrittenBeside:
         if self.is_global_zero:
             discard(beside(path))
         self.barrier()
-        super().save_checkpoint(checkpoint, beside(path), storage_options)  # type: ignore[misc]
+        with writing(path):
+            super().save_checkpoint(checkpoint, beside(path), storage_options)  # type: ignore[misc]
         self.barrier()
         if self.is_global_zero:
             sync(beside(path))
@@ -220,7 +224,7 @@ def compiling() -> Iterator[None]:
     """Where DeepSpeed may compile parts of itself: on a CPU at first use, elsewhere for some optimizers.
 
     Raises:
-        ValueError: it could not; the compiler's own words are in the error's cause.
+        UserError: it could not; the compiler's own words are in the error's cause.
     """
     try:
         yield
@@ -229,7 +233,9 @@ def compiling() -> Iterator[None]:
             raise
         name = os.environ.get("CXX", "c++")
         fault = "failed" if shutil.which(name) else "is not there"
-        raise ValueError(
+        # The ranks that wait for another one to compile find no shared object when it could not.
+        kind = ConsequenceError if "shared object file" in str(error) else UserError
+        raise kind(
             f"DeepSpeed compiles parts of itself at first use, and the C++ compiler {name} {fault}: install one, "
             "such as g++, or name it by CXX=...; strategy=fsdp2 or ddp needs none (error.txt has what was tried)"
         ) from error

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from egrpo import distributed
+from egrpo.base.files import writing
 from egrpo.images import to_images
 from egrpo.policy import JanusPolicy
 from egrpo.policy.randomness import EVALUATION_STEP
@@ -47,11 +48,12 @@ def save_rows(path: Path, rows: list[Row]) -> None:
     """Keeps the rows of a validation, so that a resumed run need not measure the untouched model again."""
     if not rows:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     texts = [json.dumps({"record": row.record.to_dict(), "plan": row.plan, "scores": row.scores}) for row in rows]
     partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, texts=np.array(texts), images=np.stack([row.image for row in rows]))
-    partial.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(partial, texts=np.array(texts), images=np.stack([row.image for row in rows]))
+        partial.replace(path)
 
 
 def load_rows(path: Path) -> list[Row]:

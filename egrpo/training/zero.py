@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from egrpo import distributed
+from egrpo.base.errors import UserError
 from egrpo.policy.rollout_copy import without_hooks
 from egrpo.training.engines import Engine
 
@@ -52,12 +53,12 @@ class ZeroEngine(Engine):
         """Weights are divided already, while they are loaded.
 
         Raises:
-            ValueError: frozen weights lie among layers that the backward pass computes again: torch keeps them by
+            UserError: frozen weights lie among layers that the backward pass computes again: torch keeps them by
                 reference, and would find them released.
         """
         model = policy.backbone.language_model
         if self.divided and model.is_gradient_checkpointing and not all(p.requires_grad for p in model.parameters()):
-            raise ValueError(
+            raise UserError(
                 "model.gradient_checkpointing=true does not go with an adapter on weights that DeepSpeed divides: "
                 "set model.gradient_checkpointing=false, or another strategy, such as strategy=deepspeed_stage_2"
             )

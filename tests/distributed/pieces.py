@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from egrpo import distributed
+from egrpo.base.errors import UserError
 
 
 class Fault(Checkpoint):
@@ -31,7 +32,7 @@ class Fault(Checkpoint):
         if trainer.global_rank == 1 and trainer.global_step == self.step and first:
             if self.killed:
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise ValueError("rank 1 has had enough")
+            raise UserError("rank 1 has had enough")
 
 
 class NotFinite(Callback):

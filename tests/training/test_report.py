@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from egrpo.training.outcome import report_run
 from egrpo.training.report import gains, summarise, table
 from egrpo.training.validation import Row, interval, load_rows, save_rows
 from egrpo.types import PromptRecord
@@ -76,3 +83,52 @@ def test_rows_come_back_as_they_were_saved(tmp_path):
     ]
     assert all(np.array_equal(a.image, b.image) for a, b in zip(again, BEFORE))
     assert [p.name for p in (tmp_path / "validation").iterdir()] == ["before.npz"]
+
+
+def dropped(rows: list[Row], name: str) -> list[Row]:
+    """The same rows after a validation in which a reward was dropped throughout."""
+    return [replace(row, scores={k: v for k, v in row.scores.items() if k != name}) for row in rows]
+
+
+def with_parts(rows: list[Row]) -> list[Row]:
+    return [replace(row, scores={**row.scores, "reward": 0.5, "reward/hps": 0.25}) for row in rows]
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("name", ["reward/hps", "oracle"])
+def test_a_reward_that_was_dropped_throughout_does_not_lose_the_report(tmp_path, where: str, name: str, capsys):
+    before, after = with_parts(BEFORE), with_parts(AFTER)
+    before, after = (dropped(before, name), after) if where == "before" else (before, dropped(after, name))
+    summary = reported(tmp_path, before, after)
+    validation = summary["validation"]
+    assert name not in validation[where] and name in validation["after" if where == "before" else "before"]
+    assert name not in validation["gain"] and validation["gain"]["reward"]["mean"] == 0.0
+    assert validation["before"].get("oracle", 0.5) == pytest.approx(0.5)
+    assert summary["steps"] == 7 and (tmp_path / "samples" / "before_after.png").exists()
+    assert (tmp_path / "curves.png").exists()
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith(where)}
+    assert "not measured" in rows[where] or name == "oracle"
+
+
+def reported(folder: Path, before: list[Row], after: list[Row]) -> dict[str, Any]:
+    """What `report_run` leaves of a run whose parts are as they are when it has ended."""
+    (folder / "metrics.csv").write_text("step,train/reward\n1,0.5\n2,0.6\n")
+    trainer: Any = SimpleNamespace(global_step=7)
+    module: Any = SimpleNamespace(
+        clock=SimpleNamespace(total={}), seed=0, validation=SimpleNamespace(judges={"oracle": None})
+    )
+    report_run(folder, trainer, module, {"before": before}, after, {}, 1.0, {})
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("part", ["save_samples", "save_curves", "summarise", "gains", "table", "save_rows"])
+def test_no_part_of_the_report_loses_the_run(tmp_path, monkeypatch, caplog, part: str):
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("reward/hps")
+
+    monkeypatch.setattr("egrpo.training.report.save_sheet", lambda *_, **__: None)
+    monkeypatch.setattr(f"egrpo.training.outcome.{part}", fail)
+    summary = reported(tmp_path, BEFORE, AFTER)
+    assert summary["steps"] == 7 and ("after" in summary["validation"]) is (part != "summarise")
+    told = [record for record in caplog.records if "could not be reported" in record.getMessage()]
+    assert told and all(record.exc_info for record in told)

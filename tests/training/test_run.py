@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,10 @@ def test_a_validation_draws_the_same_random_numbers_every_time(runs, tmp_path):
     assert len(rows) == 2 and {**rows[0], "step": ""} == {**rows[1], "step": ""}
 
 
-def test_a_new_run_in_a_used_folder_keeps_the_older_metrics(runs, tmp_path):
+def test_a_new_run_in_the_folder_of_one_that_came_to_nothing_keeps_the_older_metrics(runs, tmp_path):
     first = runs.run(tmp_path, "trainer.max_steps=1")
+    (tmp_path / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
     again = runs.run(tmp_path, "trainer.max_steps=1")
     assert first == again and (tmp_path / "metrics.previous_1.csv").exists()
 

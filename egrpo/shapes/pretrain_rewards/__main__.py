@@ -15,17 +15,18 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.base.errors import UserError
 from egrpo.entry import run, save_config
 from egrpo.shapes.pretrain.jobs import one_thread
 from egrpo.shapes.pretrain_rewards.jobs import make_network
 
 
 def pretrain_rewards(cfg: DictConfig) -> None:
-    """Trains and measures; prints the verdict. Raises ValueError where `only` names what `networks` has not."""
+    """Trains and measures; prints the verdict. Raises UserError where `only` names what `networks` has not."""
     names = list(cfg.networks) if cfg.only is None else list(cfg.only)
     unknown = [name for name in names if name not in cfg.networks]
     if unknown:
-        raise ValueError(f"only={unknown} names no network of {list(cfg.networks)}")
+        raise UserError(f"only={unknown} names no network of {list(cfg.networks)}")
     target = Path(cfg.target)
     save_config(cfg, target)
     recipes = cast(dict[str, Any], OmegaConf.to_container(cfg.networks, resolve=True))

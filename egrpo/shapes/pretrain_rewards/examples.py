@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egrpo.base.errors import UserError
 from egrpo.data import read_prompts
 from egrpo.paths import resolve
 from egrpo.shapes import atlas, oracle
@@ -40,11 +41,11 @@ def held_out_records(count: int, seed: int = 1) -> list[PromptRecord]:
     """`count` distinct prompts of the shipped validation file that nothing was trained on, in random order.
 
     Raises:
-        ValueError: there are fewer.
+        UserError: there are fewer.
     """
     records = [r for r in read_prompts(resolve(VALIDATION)) if r.extra["split"] != "seen"]
     if count > len(records):
-        raise ValueError(f"{count} held-out prompts are asked for, the validation file has {len(records)}")
+        raise UserError(f"{count} held-out prompts are asked for, the validation file has {len(records)}")
     order = np.random.default_rng(seed).permutation(len(records))[:count]
     return [records[i] for i in order]
 
