@@ -23,7 +23,7 @@ from egrpo.entry import composition, run, save_config
 from egrpo.launch import last_of_restart, launch
 from egrpo.provenance import provenance
 from egrpo.training import GRPOModule, MetricsFile
-from egrpo.training.checks import check_entropy_policy, check_optimizer, check_share, check_trainer, rollouts_under
+from egrpo.training.checks import check_entropy_policy, check_optimizer, check_run, check_share, rollouts_under
 from egrpo.training.outcome import measure_trained, measure_under, measure_untouched, report_run
 from egrpo.training.resume import changed_settings, is_finished, last_state, told_settings
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> None:
     """One run: read prompts, build, validate, fit, validate again, report."""
     start, origin = time.monotonic(), provenance()
-    check_trainer(cfg.trainer)
+    check_run(cfg)
     if launch(cfg):
         return
     distributed.connect()

@@ -45,7 +45,11 @@ class Architecture:
     trained_bytes: int
     language_trained_bytes: int  # of the language model's trained parameters, embedding included, lm_head not
     reference_bytes: int  # of what the reference copies
+    copy_bytes: int  # of what a rollout copy holds: all but the vision tower and its aligner
+    outside_bytes: int  # of the frozen weights outside the language model and its head, which FSDP2 does not divide
+    around: int  # parameters of the language model and its head outside the layers, which FSDP2 gathers together
     largest_layer: int  # parameters of the largest layer of the language model
+    largest: int  # elements of the largest parameter of the language model and its head
     dtype: torch.dtype  # of the weights
     compute_dtype: torch.dtype  # of activations and of the key/value cache
     layers: int
@@ -66,6 +70,7 @@ class Architecture:
     adapter_rank: int  # outputs of all LoRA down-projections of one layer
     layers_have_gradient: bool
     checkpointing: bool
+    trains_all_layers: bool  # of the language model
     decode_bytes: int  # the VQ decoder's peak, an image
     decode_flops: int  # an image
 
@@ -153,6 +158,9 @@ def count(
     copies = list(reference.parameters()) if isinstance(reference, nn.Module) else []
     feeding = (backbone.language_model, backbone.generation_aligner, backbone.generation_embeddings)
     vq = model.model.vqmodel
+    large = {id(p): p for part in (language, backbone.lm_head) for p in part.parameters()}
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    copied = {id(p): p for part in (*backbone.modules().values(), vq) for p in part.parameters()}
     decode_bytes, decode_flops = decoding(vq.config.to_json_string(), next(vq.parameters()).dtype, image_tokens)
     return Architecture(
         modules=parts(model),
@@ -162,7 +170,11 @@ def count(
         trained_bytes=nbytes(trained),
         language_trained_bytes=nbytes(p for p in language.parameters() if p.requires_grad),
         reference_bytes=nbytes(copies),
+        copy_bytes=nbytes(copied.values()),
+        outside_bytes=nbytes(p for p in weights if not p.requires_grad and id(p) not in large),
+        around=numel(p for key, p in large.items() if key not in inside),
         largest_layer=max(numel(layer.parameters()) for layer in layers),
+        largest=max(p.numel() for p in large.values()),
         dtype=weights[0].dtype,
         compute_dtype=compute_dtype,
         layers=len(layers),
@@ -183,6 +195,7 @@ def count(
         adapter_rank=sum(_rank(name, part) for name, part in layers[0].named_modules()),
         layers_have_gradient=any(p.requires_grad for part in feeding for p in part.parameters()),
         checkpointing=checkpointing,
+        trains_all_layers=all(p.requires_grad for p in language.parameters()),
         decode_bytes=decode_bytes,
         decode_flops=decode_flops,
     )
