@@ -107,22 +107,45 @@ def read_architecture(cfg: DictConfig) -> Architecture:
     dtype = getattr(torch, TRUE_PRECISIONS[precision]) if precision in TRUE_PRECISIONS else dtype
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"model.dtype={name} is no type of torch: set float32 or bfloat16, for example")
-    with torch.device("meta"):
-        model: Any = JanusForConditionalGeneration(config)
-        model.to(dtype)
-        freeze_all_but(model, list(cfg.model.get("trainable", ["language_model", "lm_head"])))
-        policy = MetaPolicy(model)
-        if cfg.model.get("adapter") is not None:
-            instantiate(cfg.model.adapter, _convert_="object")(policy)
-        reference = instantiate(cfg.reference, _convert_="object")(policy)
     compute = getattr(torch, MIXED_PRECISIONS[precision]) if precision in MIXED_PRECISIONS else dtype
-    return count(
-        policy,
-        reference,
-        compute_dtype=compute,
-        image_tokens=cfg.model.get("num_image_tokens") or grid_size(config),
-        checkpointing=bool(cfg.model.get("gradient_checkpointing", False)),
+    trainable = cfg.model.get("trainable", ["language_model", "lm_head"])
+    return _built(
+        config.to_json_string(),
+        dtype,
+        compute,
+        tuple(str(name) for name in trainable),
+        _json(cfg.model.get("adapter")),
+        _json(cfg.reference),
+        cfg.model.get("num_image_tokens") or grid_size(config),
+        bool(cfg.model.get("gradient_checkpointing", False)),
     )
+
+
+@lru_cache(maxsize=32)  # plans of one model differ in much else
+def _built(
+    config: str,
+    dtype: torch.dtype,
+    compute_dtype: torch.dtype,
+    trainable: tuple[str, ...],
+    adapter: str,
+    reference: str,
+    image_tokens: int,
+    checkpointing: bool,
+) -> Architecture:
+    """Of a policy and its reference, built on the meta device; configurations as JSON."""
+    with torch.device("meta"):
+        model: Any = JanusForConditionalGeneration(JanusConfig(**json.loads(config)))
+        model.to(dtype)
+        freeze_all_but(model, list(trainable))
+        policy = MetaPolicy(model)
+        if json.loads(adapter) is not None:
+            instantiate(OmegaConf.create(json.loads(adapter)), _convert_="object")(policy)
+        frozen = instantiate(OmegaConf.create(json.loads(reference)), _convert_="object")(policy)
+    return count(policy, frozen, compute_dtype=compute_dtype, image_tokens=image_tokens, checkpointing=checkpointing)
+
+
+def _json(node: Any) -> str:
+    return json.dumps(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)
 
 
 def janus_config(cfg: DictConfig) -> JanusConfig:
