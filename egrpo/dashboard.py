@@ -21,7 +21,7 @@ def dashboard(cfg: DictConfig) -> None:
     """Builds the workspace, writes it down, saves it on W&B where that is asked for.
 
     Raises:
-        ValueError: upload=true without a key.
+        UserError: upload=true without a key.
     """
     sections = cast(dict[str, Any], OmegaConf.to_container(cfg.sections))
     workspace = build_workspace(cfg.study, cfg.entity, cfg.project, cfg.group_by, list(cfg.columns), sections)

@@ -29,8 +29,8 @@ from egrpo.training.checks import (
     check_entropy_policy,
     check_optimizer,
     check_records,
+    check_run,
     check_share,
-    check_trainer,
     rollouts_under,
 )
 from egrpo.training.monitors import FirstMetrics, check_monitors, validated_names
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> None:
     """One run: read prompts, build, validate, fit, validate again, report."""
     start, origin = time.monotonic(), provenance()
-    check_trainer(cfg.trainer)
+    check_run(cfg)
     check_devices(cfg.trainer)
     if launch(cfg):
         return

@@ -47,7 +47,7 @@ def write_report(
         What `statistics.json` holds.
 
     Raises:
-        ValueError: the table has no rows, lacks columns, or holds settings that the study does not name.
+        UserError: the table has no rows, lacks columns, or holds settings that the study does not name.
     """
     folder = Path(folder)
     if tokens is not None:

@@ -40,7 +40,7 @@ class Benchmark(Protocol):
     table: TableLayout
 
     def items(self) -> list[Item]:
-        """What is to be drawn, in order. Raises a ValueError where the user's prompts cannot be used."""
+        """What is to be drawn, in order. Raises a UserError where the user's prompts cannot be used."""
 
     def official_files(self, folder: Path) -> list[Path]:
         """What official evaluators left in the folder."""
@@ -66,7 +66,7 @@ class Benchmark(Protocol):
         """
 
     def read_back(self, folder: Path) -> Scores:
-        """What official evaluators left in the folder. Raises a ValueError where it is incomplete or none is there."""
+        """What official evaluators left in the folder. Raises a UserError where it is incomplete or none is there."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class CLIPScore:
         offload: Between uses the model waits on the CPU.
 
     Raises:
-        ValueError: `path` holds no such model, an unknown `parser`, or a `batch_size` below 1.
+        UserError: `path` holds no such model, an unknown `parser`, or a `batch_size` below 1.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class CLIPScore:
         """N images and their N records, of which the prompts are read -> [N] float32.
 
         Raises:
-            ValueError: a prompt has more tokens than the model reads, at which the official evaluator fails too.
+            UserError: a prompt has more tokens than the model reads, at which the official evaluator fails too.
         """
         return in_batches(self._score, images, records, self.batch_size)
 

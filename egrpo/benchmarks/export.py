@@ -191,7 +191,7 @@ def claim(folder: Path, manifest: Manifest, label: str, device: str, stamp: str 
 
 
 def told_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder; None where it has none. Raises a ValueError where it cannot be read."""
+    """The manifest of a folder; None where it has none. Raises a UserError where it cannot be read."""
     path = folder / FILE
     return Manifest.from_dict(_read(path)["manifest"]) if path.is_file() else None
 
@@ -222,7 +222,7 @@ def told_label(folder: Path) -> str:
 
 
 def _refuse_untold(folder: Path) -> None:
-    """Raises a ValueError where there are images of which nothing is known."""
+    """Raises a UserError where there are images of which nothing is known."""
     if folder.is_dir() and any(folder.rglob("*.png")):
         raise UserError(
             f"{folder} holds images, but no {FILE} that tells how they were drawn: draw into another folder "

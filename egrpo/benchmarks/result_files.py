@@ -16,7 +16,7 @@ def json_list(path: Path) -> list[dict[str, Any]]:
     """A JSON file that holds a list of objects.
 
     Raises:
-        ValueError: it holds something else, or half of it.
+        UserError: it holds something else, or half of it.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -31,7 +31,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     """A file with one JSON object a line; blank lines are skipped.
 
     Raises:
-        ValueError: a line is something else; the message names the first.
+        UserError: a line is something else; the message names the first.
     """
     rows = []
     try:
@@ -77,7 +77,7 @@ def numbered_scores(path: Path, count: int, lowest: float = 0.0) -> list[float]:
 
 
 def require_all(path: Path, found: Iterable[Any], wanted: Iterable[Any], what: str) -> None:
-    """Raises a ValueError that says which of the `wanted` are not among the `found`, or are too many."""
+    """Raises a UserError that says which of the `wanted` are not among the `found`, or are too many."""
     found, wanted = set(found), set(wanted)
     lacking, surplus = wanted - found, found - wanted
     if lacking:

@@ -36,7 +36,7 @@ class Generator:
             elsewhere has the settings of Janus-Pro unless told here: ["model=shapes"].
 
     Raises:
-        ValueError, FileNotFoundError: there is no such model, or it does not load.
+        UserError, FileNotFoundError: there is no such model, or it does not load.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Generator:
             top_p: Draws from the fewest tokens that hold this much probability.
 
         Raises:
-            ValueError: an argument is out of range.
+            UserError: an argument is out of range.
         """
         names = {"cot": cot, "cfg_weight": cfg_weight, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings = chosen(self.policy, seed, names, self.trained)

@@ -48,7 +48,7 @@ def fill(
         images of the requests that are drawn now, and that were there before.
 
     Raises:
-        ValueError: the folder holds images of other settings.
+        UserError: the folder holds images of other settings.
     """
     store = Store(folder, requests)
     manifest = store.claim(

@@ -119,6 +119,16 @@ def _head_bytes(arch: Architecture, head: Matmul, logits: int, positions: int, b
     return 4 * CHECKPOINT_COPIES * logits + 2 * head.trained * b
 
 
+def chunk_bytes(arch: Architecture, positions: int, chunk_size: int, vocabulary: int) -> int:
+    """Logits of a chunk and their log-probabilities in float32, without gradient."""
+    return even_rows(positions, chunk_size) * vocabulary * (arch.dtype.itemsize + 4 * SOFTMAX_COPIES)
+
+
+def text_positions(work: Workload, lengths: Lengths) -> int:
+    """Counted positions of a micro-batch's plans."""
+    return _positions(work, lengths)[0]
+
+
 def kept_logits(arch: Architecture, work: Workload, lengths: Lengths) -> int:
     """A chunk of the trained text head's logits, that waits for the backward pass."""
     text, _ = _positions(work, lengths)

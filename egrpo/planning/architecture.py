@@ -46,7 +46,11 @@ class Architecture:
     trained_bytes: int
     language_trained_bytes: int  # of the language model's trained parameters, embedding included, lm_head not
     reference_bytes: int  # of what the reference copies
+    copy_bytes: int  # of what a rollout copy holds: all but the vision tower and its aligner
+    outside_bytes: int  # of the frozen weights outside the language model and its head, which FSDP2 does not divide
+    around: int  # parameters of the language model and its head outside the layers, which FSDP2 gathers together
     largest_layer: int  # parameters of the largest layer of the language model
+    largest: int  # elements of the largest parameter of the language model and its head
     dtype: torch.dtype  # of the weights
     compute_dtype: torch.dtype  # of activations and of the key/value cache
     layers: int
@@ -67,6 +71,7 @@ class Architecture:
     adapter_rank: int  # outputs of all LoRA down-projections of one layer
     layers_have_gradient: bool
     checkpointing: bool
+    trains_all_layers: bool  # of the language model
     decode_bytes: int  # the VQ decoder's peak, an image
     decode_flops: int  # an image
 
@@ -103,22 +108,47 @@ def read_architecture(cfg: DictConfig) -> Architecture:
     dtype = getattr(torch, TRUE_PRECISIONS[precision]) if precision in TRUE_PRECISIONS else dtype
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"model.dtype={name} is no type of torch: set float32 or bfloat16, for example")
-    with torch.device("meta"):
-        model: Any = JanusForConditionalGeneration(config)
-        model.to(dtype)
-        freeze_all_but(model, list(cfg.model.get("trainable", ["language_model", "lm_head"])))
-        policy = MetaPolicy(model)
-        if cfg.model.get("adapter") is not None:
-            instantiate(cfg.model.adapter, _convert_="object")(policy)
-        reference = instantiate(cfg.reference, _convert_="object")(policy) if cfg.objective.beta else None
     compute = getattr(torch, MIXED_PRECISIONS[precision]) if precision in MIXED_PRECISIONS else dtype
-    return count(
-        policy,
-        reference,
-        compute_dtype=compute,
-        image_tokens=cfg.model.get("num_image_tokens") or grid_size(config),
-        checkpointing=bool(cfg.model.get("gradient_checkpointing", False)),
+    trainable = cfg.model.get("trainable", ["language_model", "lm_head"])
+    return _built(
+        config.to_json_string(),
+        dtype,
+        compute,
+        tuple(str(name) for name in trainable),
+        _json(cfg.model.get("adapter")),
+        _json(cfg.reference if cfg.objective.beta else None),
+        cfg.model.get("num_image_tokens") or grid_size(config),
+        bool(cfg.model.get("gradient_checkpointing", False)),
     )
+
+
+@lru_cache(maxsize=32)  # plans of one model differ in much else
+def _built(
+    config: str,
+    dtype: torch.dtype,
+    compute_dtype: torch.dtype,
+    trainable: tuple[str, ...],
+    adapter: str,
+    reference: str,
+    image_tokens: int,
+    checkpointing: bool,
+) -> Architecture:
+    """Of a policy and its reference, built on the meta device; configurations as JSON."""
+    with torch.device("meta"):
+        model: Any = JanusForConditionalGeneration(JanusConfig(**json.loads(config)))
+        model.to(dtype)
+        freeze_all_but(model, list(trainable))
+        policy = MetaPolicy(model)
+        if json.loads(adapter) is not None:
+            instantiate(OmegaConf.create(json.loads(adapter)), _convert_="object")(policy)
+        frozen = None  # without a KL term none is built
+        if json.loads(reference) is not None:
+            frozen = instantiate(OmegaConf.create(json.loads(reference)), _convert_="object")(policy)
+    return count(policy, frozen, compute_dtype=compute_dtype, image_tokens=image_tokens, checkpointing=checkpointing)
+
+
+def _json(node: Any) -> str:
+    return json.dumps(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)
 
 
 def janus_config(cfg: DictConfig) -> JanusConfig:
@@ -154,6 +184,9 @@ def count(
     copies = list(reference.parameters()) if isinstance(reference, nn.Module) else []
     feeding = (backbone.language_model, backbone.generation_aligner, backbone.generation_embeddings)
     vq = model.model.vqmodel
+    large = {id(p): p for part in (language, backbone.lm_head) for p in part.parameters()}
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    copied = {id(p): p for part in (*backbone.modules().values(), vq) for p in part.parameters()}
     decode_bytes, decode_flops = decoding(vq.config.to_json_string(), next(vq.parameters()).dtype, image_tokens)
     return Architecture(
         modules=parts(model),
@@ -163,7 +196,11 @@ def count(
         trained_bytes=nbytes(trained),
         language_trained_bytes=nbytes(p for p in language.parameters() if p.requires_grad),
         reference_bytes=nbytes(copies),
+        copy_bytes=nbytes(copied.values()),
+        outside_bytes=nbytes(p for p in weights if not p.requires_grad and id(p) not in large),
+        around=numel(p for key, p in large.items() if key not in inside),
         largest_layer=max(numel(layer.parameters()) for layer in layers),
+        largest=max(p.numel() for p in large.values()),
         dtype=weights[0].dtype,
         compute_dtype=compute_dtype,
         layers=len(layers),
@@ -184,6 +221,7 @@ def count(
         adapter_rank=sum(_rank(name, part) for name, part in layers[0].named_modules()),
         layers_have_gradient=any(p.requires_grad for part in feeding for p in part.parameters()),
         checkpointing=checkpointing,
+        trains_all_layers=all(p.requires_grad for p in language.parameters()),
         decode_bytes=decode_bytes,
         decode_flops=decode_flops,
     )

@@ -24,14 +24,21 @@ class Effort:
         flops: Operations.
         passes: Forward and backward passes through the language model, one after another.
         bytes: Moved between memory and processor, where a phase is bound by that: weights and caches read.
+        reading: Of the operations those of whole prompts, before tokens are drawn one at a time.
     """
 
     flops: float
     passes: float = 0
     bytes: float = 0
+    reading: float = 0
 
     def __add__(self, other: Effort) -> Effort:
-        return Effort(self.flops + other.flops, self.passes + other.passes, self.bytes + other.bytes)
+        return Effort(
+            self.flops + other.flops,
+            self.passes + other.passes,
+            self.bytes + other.bytes,
+            self.reading + other.reading,
+        )
 
 
 def attention(arch: Architecture, rows: int, pairs: float) -> float:
@@ -39,38 +46,48 @@ def attention(arch: Architecture, rows: int, pairs: float) -> float:
     return 4 * arch.heads * arch.head_dim * arch.layers * rows * pairs
 
 
-def drawing(arch: Architecture, rows: int, read: int, context: int, steps: int, own: float) -> Effort:
-    """`steps` tokens of `rows` sequences after `read` distinct contexts; `own` is what a token takes beside the layers.
+def drawing(
+    arch: Architecture, rows: int, read: int, context: int, steps: int, own: float, head: int, width: int
+) -> Effort:
+    """`steps` tokens of `rows` sequences after `read` distinct contexts.
 
     The first token comes from the contexts' pass, so one pass less is made than tokens are drawn.
+
+    Args:
+        own: Operations of a token outside the layers.
+        head: Weights that a token reads outside the layers.
+        width: The cache is read in multiples of so many columns.
     """
     layers = 2 * arch.layer_matmul.weights
     first = layers * read * context + attention(arch, read, context**2)
     lengths = sum(range(context + 1, context + steps))
     later = layers * rows * (steps - 1) + attention(arch, rows, lengths)
-    weights = arch.layer_matmul.weights * arch.dtype.itemsize
-    cache = kv_cache_bytes(arch, rows, 1) * lengths
-    return Effort(first + later + own * steps, steps, weights * steps + cache)
+    weights = (arch.layer_matmul.weights + head) * arch.dtype.itemsize
+    columns = lengths + (width - 1) / 2 * (steps - 1)
+    cache = kv_cache_bytes(arch, rows, 1) * columns
+    return Effort(first + later + own * steps, steps, weights * steps + cache, first)
 
 
-def plans(arch: Architecture, work: Workload, lengths: Lengths) -> Effort:
+def plans(arch: Architecture, work: Workload, lengths: Lengths, width: int = 1) -> Effort:
     """Drawing all plans; a chunk goes on until its longest plan ends."""
     total = Effort(0)
     for chunk in work.chunks:
         rows, (read, _) = len(chunk), work.prefill_rows(chunk)
         head = 2 * arch.text_matmul.weights * rows
-        total += drawing(arch, rows, read, lengths.prompt, lengths.plan, head)
+        weights = arch.text_matmul.weights
+        total += drawing(arch, rows, read, lengths.prompt, lengths.plan, head, weights, width)
     return total
 
 
-def images(arch: Architecture, work: Workload, lengths: Lengths) -> Effort:
+def images(arch: Architecture, work: Workload, lengths: Lengths, width: int = 1) -> Effort:
     """Drawing all image tokens; rows are doubled by guidance."""
     total = Effort(0)
     tokens = work.image_tokens
     for chunk in work.chunks:
         rows, (_, read) = len(chunk) * work.cfg_factor, work.prefill_rows(chunk)
         head = 2 * arch.image_matmul.weights * rows + 2 * arch.align_matmul.weights * len(chunk) * (tokens - 1) / tokens
-        total += drawing(arch, rows, read, lengths.image_context, tokens, head)
+        weights = arch.image_matmul.weights + arch.align_matmul.weights
+        total += drawing(arch, rows, read, lengths.image_context, tokens, head, weights, width)
     return total
 
 
@@ -96,6 +113,13 @@ def scoring(arch: Architecture, work: Workload, lengths: Lengths, reference: boo
         flops += 2 * sum(head.weights * tokens for head, tokens in _heads(arch, work, lengths) if not head.trained)
     flops += 2 * arch.align_matmul.weights * images * (work.image_tokens - 1)
     return Effort(flops, work.micro_batches * (1 + work.cot))
+
+
+def padding(arch: Architecture, work: Workload, lengths: Lengths) -> Effort:
+    """The policy's entropies of whole plans, padding included, where the entropy policy ranks it."""
+    text, _ = scored_tokens(work, lengths)
+    flops = 2.0 * arch.layer_matmul.weights * work.rows * text + attention(arch, work.rows, text**2)
+    return Effort(flops + 2 * arch.text_matmul.weights * work.rows * lengths.plan, work.micro_batches)
 
 
 def backward(arch: Architecture, work: Workload, lengths: Lengths) -> Effort:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from egrpo.planning.activations import (
+    chunk_bytes,
     draw_bytes,
     forward_bytes,
     image_bytes,
@@ -17,18 +16,28 @@ from egrpo.planning.activations import (
     logit_bytes,
     scored_tokens,
     text_bytes,
+    text_positions,
 )
 from egrpo.planning.architecture import Architecture
-from egrpo.planning.optimizers import OptimizerCost
 from egrpo.planning.rewards import RewardModel
-from egrpo.planning.sharding import Sharding
-from egrpo.planning.workload import Lengths, Workload
-
-ROWS = (
-    *("parameters", "gathered weights", "gradients", "optimizer", "reference"),
-    *("reward models", "KV cache", "logits", "activations"),
+from egrpo.planning.standing import (
+    ROWS,
+    Parts,
+    all_gradients,
+    copying,
+    gathered,
+    gathered_for_rollout,
+    held_gradients,
+    preparing_bytes,
+    reducing,
+    replaced_gradients,
+    standing,
+    update_bytes,
 )
-FSDP_LIVE_LAYERS = 2  # the one at work and the next
+from egrpo.planning.workload import Lengths, Workload
+from egrpo.policy.capture import WIDTH
+
+__all__ = ["ROWS", "Parts", "Phase", "final_caches", "phases"]
 
 
 @dataclass(frozen=True)
@@ -48,99 +57,58 @@ class Phase:
         return replace(self, rows={**self.rows, **{name: self.rows.get(name, 0) + v for name, v in more.items()}})
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What the memory of a step is made of."""
-
-    arch: Architecture
-    work: Workload
-    sharding: Sharding
-    optimizer: OptimizerCost  # of the type that the optimizer works on
-    rewards: Sequence[RewardModel]
-    gather_for_rollout: bool = True
-    caches_stay: bool = False  # buffers that captured steps read stay from one rollout to the next
-
-
-def standing(parts: Parts) -> dict[str, float]:
-    """What is there in every phase, after the first step."""
-    arch, sharding = parts.arch, parts.sharding
-    weights = 0 if sharding.offload_parameters else 1
-    rows: dict[str, float] = dict.fromkeys(ROWS, 0.0)
-    rows["parameters"] = weights * arch.parameter_bytes / sharding.parameters
-    rows["reference"] = weights * arch.reference_bytes / sharding.reference
-    rows["optimizer"] = optimizer_bytes(parts)
-    rows["reward models"] = float(sum(model.bytes for model in parts.rewards if not model.offload))
-    if sharding.gradients_stay:
-        rows["gradients"] = kept_gradients(parts)
-    return rows
-
-
-def optimizer_bytes(parts: Parts) -> float:
-    """States, and float32 master weights where the strategy keeps them."""
-    if parts.sharding.offload_optimizer:
-        return 0.0
-    master = 4 if parts.sharding.master_weights else 0
-    return parts.arch.trained * (parts.optimizer.state + master) / parts.sharding.optimizer
-
-
-def kept_gradients(parts: Parts) -> float:
-    """What of the gradients is there between steps: copies for communication, or the strategy's own partition."""
-    sharding = parts.sharding
-    if sharding.gradient_copies:
-        return float(parts.arch.trained_bytes * sharding.gradient_copies)
-    return parts.arch.trained_bytes / sharding.gradients
-
-
-def all_gradients(parts: Parts) -> float:
-    """Gradients and their copies while they are added up."""
-    return parts.arch.trained_bytes / parts.sharding.gradients * (1 + parts.sharding.gradient_copies)
-
-
-def gathered(parts: Parts, rollout: bool) -> float:
-    """Weights that sharding brings together for the time that they are used."""
-    arch, sharding = parts.arch, parts.sharding
-    if sharding.whole:
-        return 0.0
-    if rollout and parts.gather_for_rollout:
-        return float(arch.parameter_bytes)
-    live = sharding.live_parameters
-    if live is None:
-        live = FSDP_LIVE_LAYERS * arch.largest_layer + arch.text_matmul.weights
-    return float(min(live, arch.parameters) * arch.dtype.itemsize)
-
-
 def final_caches(parts: Parts, lengths: Lengths) -> tuple[int, int]:
     """Keys and values of plans and of images at their full length, rows drawn at once; guidance doubles the latter.
 
-    The cache of plans has room for the longest that is allowed, whatever is drawn.
+    The cache of plans has room for the longest that is allowed, whatever is drawn. Graphs have room for a multiple of
+    `WIDTH` columns.
     """
     arch, work = parts.arch, parts.work
-    plans = kv_cache_bytes(arch, work.rollout_rows, lengths.prompt + lengths.plan_capacity) if work.cot else 0
-    rows = work.rollout_rows * work.cfg_factor
-    return plans, kv_cache_bytes(arch, rows, lengths.image_context + work.image_tokens)
+    step = WIDTH if parts.caches_stay else 1
+    text, image = (
+        -(-tokens // step) * step
+        for tokens in (lengths.prompt + lengths.plan_capacity, lengths.image_context + work.image_tokens)
+    )
+    plans = kv_cache_bytes(arch, work.rollout_rows, text) if work.cot else 0
+    return plans, kv_cache_bytes(arch, work.rollout_rows * work.cfg_factor, image)
 
 
 def phases(parts: Parts, lengths: Lengths) -> list[Phase]:
-    """All phases of a step, in order."""
+    """All phases of a run, in order: what comes before the first step, a step, and a checkpoint."""
     base = Phase("", standing(parts))
     if parts.caches_stay:
         base = base.plus(KV_cache=sum(final_caches(parts, lengths)))
-    drawing = base.plus(gathered_weights=gathered(parts, rollout=True))
-    scoring = replace(base, rows=base.rows | {"gradients": all_gradients(parts)})
-    scoring = scoring.plus(gathered_weights=gathered(parts, rollout=False))
-    found = [_named("plans", _plans(drawing, parts, lengths))] if parts.work.cot else []
-    return found + [
-        _named("images", _images(drawing, parts, lengths)),
-        _named("pixels", drawing.plus(activations=pixel_bytes(parts.arch, parts.work))),
-        _named("rewards", _rewards(base, parts.rewards)),
-        _named("scoring", _scoring(scoring, parts, lengths)),
-        _named("backward", _backward(scoring, parts, lengths)),
-        _named("update", scoring.plus(gathered_weights=-gathered(parts, False), optimizer=update_bytes(parts))),
-    ]
+    drawing = base.plus(gathered_weights=gathered_for_rollout(parts))
+    scoring = base.plus(gathered_weights=gathered(parts), gradients=held_gradients(parts))
+    found = {"preparing": _preparing(parts)}
+    if parts.keeps_copy:
+        found["copying"] = base.plus(gathered_weights=copying(parts))
+    if parts.work.cot:
+        found["plans"] = _plans(drawing, parts, lengths)
+    found |= {
+        "images": _images(drawing, parts, lengths),
+        "pixels": drawing.plus(activations=pixel_bytes(parts.arch, parts.work)),
+        "rewards": _rewards(base, parts.rewards),
+        "reference": _reference(base.plus(gathered_weights=gathered(parts, reference=True)), parts, lengths),
+    }
+    if parts.ranks_padding:
+        found["padding"] = _padding(base.plus(gathered_weights=gathered(parts)), parts, lengths)
+    found |= {
+        "scoring": _scoring(scoring, parts, lengths),
+        "backward": _backward(scoring, parts, lengths),
+        "update": base.plus(gradients=all_gradients(parts), optimizer=update_bytes(parts)),
+        "checkpoint": base,
+    }
+    return [replace(phase, name=name) for name, phase in found.items()]
 
 
-def _named(name: str, phase: Phase) -> Phase:
-    return replace(phase, name=name)
+def _preparing(parts: Parts) -> Phase:
+    """Rewards are loaded, then the policy and its reference, then the strategy sets itself up; there is no rollout copy
+    yet, and optimizers make their states in the first step."""
+    rows = standing(parts) | {"rollout copy": 0.0, "gathered weights": 0.0}
+    masters = 4.0 * parts.arch.trained / parts.sharding.optimizer
+    rows["optimizer"] = min(rows["optimizer"], masters if parts.sharding.master_weights else 0.0)
+    return Phase("", rows).plus(optimizer=preparing_bytes(parts))
 
 
 def _plans(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
@@ -185,16 +153,51 @@ def _scoring(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
 
 def _backward(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
     """A layer's backward pass, of plans or of images; in one pass images go first and plans wait."""
-    sizes, work = (parts.arch, parts.work, lengths), parts.work
+    sizes, work, sharding = (parts.arch, parts.work, lengths), parts.work, parts.sharding
     text, image = scored_tokens(work, lengths)
     work_rows = work.micro_rows * work.score_factor
     plan_layer = layer_work_bytes(parts.arch, work.micro_rows, text) if text else 0
     image_layer = layer_work_bytes(parts.arch, work_rows, image, masked=not work.exact)
-    both = parts.sharding.one_pass and bool(text)
-    return _larger(
-        base.plus(activations=text_bytes(*sizes) + plan_layer, gradients=both * parts.arch.language_trained_bytes),
-        base.plus(activations=image_bytes(*sizes) + image_layer + both * text_bytes(*sizes)),
-    )
+    new = all_gradients(parts) + replaced_gradients(parts) - held_gradients(parts)
+    if not (sharding.one_pass and text):
+        found = [
+            base.plus(activations=text_bytes(*sizes) + plan_layer, gradients=new, gathered_weights=reducing(parts)),
+            base.plus(activations=image_bytes(*sizes) + image_layer, gradients=new, gathered_weights=reducing(parts)),
+        ]
+    else:
+        waiting = parts.arch.language_trained_bytes  # what autograd has from images, until plans add theirs
+        found = [
+            base.plus(activations=text_bytes(*sizes) + image_bytes(*sizes) + image_layer),
+            base.plus(activations=text_bytes(*sizes) + max(image_layer, plan_layer), gradients=waiting),
+            base.plus(activations=text_bytes(*sizes) + plan_layer, gradients=max(waiting, new)),
+        ]
+        found = [phase.plus(gathered_weights=reducing(parts)) for phase in found]
+    if sharding.by_layer:
+        around = float(parts.arch.around * parts.arch.dtype.itemsize)  # last of all, when activations are gone
+        rows = base.rows | {"gathered weights": standing(parts)["gathered weights"] + around}
+        found.append(replace(base, rows=rows).plus(gradients=new + 2 * around * bool(parts.arch.text_matmul.trained)))
+    return _larger(*found)
+
+
+def _reference(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
+    """A layer's activations and a chunk of logits without gradient, of plans or of images."""
+    arch, work = parts.arch, parts.work
+    text, image = scored_tokens(work, lengths)
+    rows = work.micro_rows * work.score_factor
+    images = chunk_bytes(arch, work.image_positions, work.chunk_size, arch.codes * work.score_factor)
+    found = [base.plus(activations=forward_bytes(arch, rows, image), logits=images)]
+    if text:
+        plans = chunk_bytes(arch, text_positions(work, lengths), work.chunk_size, arch.vocab)
+        found.append(base.plus(activations=forward_bytes(arch, work.micro_rows, text), logits=plans))
+    return _larger(*found)
+
+
+def _padding(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
+    """The policy's scores of whole plans, padding included."""
+    arch, work = parts.arch, parts.work
+    text, _ = scored_tokens(work, lengths)
+    logits = chunk_bytes(arch, work.micro_rows * lengths.plan, work.chunk_size, arch.vocab)
+    return base.plus(activations=forward_bytes(arch, work.micro_rows, text), logits=logits)
 
 
 def _larger(*phases: Phase) -> Phase:
@@ -210,16 +213,3 @@ def _rewards(base: Phase, rewards: Sequence[RewardModel]) -> Phase:
     """One reward after another; an offloaded model is there while it scores."""
     extra = [base.plus(reward_models=m.bytes * m.offload, activations=m.activations) for m in rewards]
     return max(extra, key=lambda phase: phase.total, default=base)
-
-
-def update_bytes(parts: Parts) -> float:
-    """What the optimizer takes within its step; with master weights the gradients become float32 too."""
-    if parts.sharding.offload_optimizer:
-        return 0.0
-    more = 4 if parts.sharding.master_weights else 0
-    return parts.arch.trained * (parts.optimizer.scratch + more) / parts.sharding.optimizer
-
-
-def optimizer_dtype(arch: Architecture, sharding: Sharding) -> torch.dtype:
-    """Type of the parameters that the optimizer works on."""
-    return torch.float32 if sharding.master_weights else arch.dtype

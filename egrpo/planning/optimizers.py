@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from egrpo.planning.measuring import peak_bytes
+from egrpo.training.optimizers import BUCKET, MasterAdamW
 
 SIDE = 64
 
@@ -18,6 +20,7 @@ class OptimizerCost:
 
     state: float  # kept between steps
     scratch: float  # taken within a step: all parameters at once where torch's foreach form is used
+    bucket: float = math.inf  # parameters stepped at once, or one larger parameter
 
 
 def optimizer_cost(make: Callable[..., torch.optim.Optimizer], dtype: torch.dtype, foreach: bool) -> OptimizerCost:
@@ -34,4 +37,5 @@ def optimizer_cost(make: Callable[..., torch.optim.Optimizer], dtype: torch.dtyp
     optimizer.step()  # makes the states
     states = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
     kept = sum(value.numel() * value.dtype.itemsize for value in states if value.numel() > 1)
-    return OptimizerCost(kept / SIDE**2, peak_bytes(optimizer.step) // SIDE**2)
+    in_buckets = isinstance(optimizer, MasterAdamW) and dtype != torch.float32
+    return OptimizerCost(kept / SIDE**2, peak_bytes(optimizer.step) // SIDE**2, BUCKET if in_buckets else math.inf)

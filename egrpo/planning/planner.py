@@ -6,20 +6,28 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.algorithm.entropy_policies import ranks_padding
 from egrpo.base.errors import UserError
-from egrpo.planning.architecture import read_architecture
-from egrpo.planning.memory import Parts, Phase, optimizer_dtype, phases
+from egrpo.planning.architecture import Architecture, read_architecture
+from egrpo.planning.memory import Phase, phases
 from egrpo.planning.optimizers import optimizer_cost
 from egrpo.planning.rewards import read_rewards
+from egrpo.planning.saving import Saved, saved
 from egrpo.planning.sharding import read_sharding
+from egrpo.planning.standing import Parts, optimizer_dtype
 from egrpo.planning.timing import Cost, Device, step_costs
 from egrpo.planning.workload import Assumptions, Lengths, limit_lengths, mean_lengths, read_workload
+from egrpo.training.checks import check_recomputed, check_run
 
 GB = 1e9
 JUDGED = ("limits", "mean")
+# What a run's clock calls phases that have another name here; "before" ends with the first step.
+CLOCK = {"preparing": "before", "copying": "rollout", "plans": "rollout", "images": "rollout", "pixels": "rollout"}
+CLOCK |= {"update": "optimizer"}
 
 
 class PlanError(UserError):
@@ -40,6 +48,7 @@ class Plan:
     at_mean: list[Phase]
     costs: list[Cost]  # of a step, at mean lengths
     steps: int  # rollouts of the whole run
+    checkpoint: Saved
     refuse_at: str = "limits"
 
     @property
@@ -60,6 +69,28 @@ class Plan:
     def step_seconds(self) -> float:
         return sum(cost.seconds for cost in self.costs)
 
+    def peaks(self, at: str = "mean") -> dict[str, float]:
+        """Bytes of one device at most in each phase, and in the whole "run", by the names of a run's clock: before,
+        rollout, rewards, reference, padding (if it is scored), scoring, backward, optimizer, checkpoint.
+
+        Args:
+            at: "mean" or "limits" of the lengths of prompts and plans.
+        """
+        found: dict[str, float] = {}
+        for phase in self.at_mean if at == "mean" else self.at_limits:
+            name = CLOCK.get(phase.name, phase.name)
+            found[name] = max(phase.total, found.get(name, 0.0))
+        return {**found, "run": max(found.values())}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each phase of a step, by the names of a run's clock."""
+        found: dict[str, float] = {}
+        for cost in self.costs:
+            name = CLOCK.get(cost.name, cost.name)
+            found[name] = found.get(name, 0.0) + cost.seconds
+        return found
+
 
 def largest(found: list[Phase]) -> Phase:
     """The phase with the highest total."""
@@ -70,10 +101,12 @@ def make_plan(cfg: DictConfig) -> Plan:
     """Of a run composed with conf/plan.yaml; loads no weights.
 
     Raises:
-        UserError: a setting is out of range, or a size is not known; the message says how to mend it.
+        UserError: a setting is out of range, training would refuse it, or a size is not known; the message says how to
+            mend it.
     """
     if cfg.refuse_at not in JUDGED:
         raise UserError(f"refuse_at={cfg.refuse_at}: choose limits or mean")
+    check_run(cfg)
     device: Device = instantiate(cfg.device, _convert_="object")
     assumed: Assumptions = instantiate(cfg.assumptions)
     devices = device_count(cfg.devices) * int(cfg.trainer.get("num_nodes", 1))
@@ -82,18 +115,25 @@ def make_plan(cfg: DictConfig) -> Plan:
     strategy = cfg.trainer.strategy
     raw = OmegaConf.to_container(strategy, resolve=True) if isinstance(strategy, DictConfig) else strategy
     sharding = read_sharding(raw, devices)
+    if sharding.stage >= 3 and arch.checkpointing:
+        check_recomputed(arch.trains_all_layers)
     make = instantiate(cfg.optimizer)
-    accelerated = str(cfg.trainer.accelerator) != "cpu"
+    accelerated = device.accelerator and str(cfg.trainer.accelerator) != "cpu"
     # torch chooses foreach by itself on an accelerator alone.
     cost = optimizer_cost(make, optimizer_dtype(arch, sharding), foreach=accelerated)
+    keeps_copy = sharding.keeps_copy and cfg.rollout.gather == "full"
+    decoding = decoding_way(cfg.rollout.decoding, arch, accelerated and (sharding.whole or keeps_copy))
     parts = Parts(
         arch,
         work,
         sharding,
         cost,
         read_rewards(cfg, work.rows),
-        assumed.gather_for_rollout,
-        caches_stay=accelerated and cfg.rollout.decoding != "eager" and sharding.whole,
+        keeps_copy=keeps_copy,
+        caches_stay=decoding != "eager",
+        reads_policy=str(cfg.reference.get("embeddings", "own")) == "policy",
+        ranks_padding=work.cot and ranks_padding(instantiate(cfg.entropy_policy)),
+        decoding=decoding,
     )
     limits, mean = (find(cfg.model, work.cot, assumed) for find in (limit_lengths, mean_lengths))
     return Plan(
@@ -107,8 +147,16 @@ def make_plan(cfg: DictConfig) -> Plan:
         at_mean=phases(parts, mean),
         costs=step_costs(parts, mean, device, assumed),
         steps=-(-int(cfg.trainer.max_steps) // work.updates),
+        checkpoint=saved(parts, cfg.callbacks, assumed),
         refuse_at=cfg.refuse_at,
     )
+
+
+def decoding_way(wanted: str, arch: Architecture, can_capture: bool) -> str:
+    """How tokens are drawn, as `egrpo.policy.capture.Steps` does: layers with an adapter are captured, not fused."""
+    if not can_capture or wanted in ("eager", "static"):
+        return "eager"
+    return "captured" if wanted == "captured" or arch.adapter_rank else "compiled"
 
 
 def device_count(devices: Any) -> int:
@@ -159,9 +207,9 @@ def ways_out(plan: Plan, cfg: DictConfig, replan: Callable[[list[str]], Plan]) -
 
 
 def expand(way: str, cfg: DictConfig) -> list[str]:
-    """`reward.*.reward.offload=true` -> one override for each reward that has the setting."""
+    """A way as single overrides; `reward.*.reward.offload=true` -> one for each reward that has the setting."""
     if "*" not in way:
-        return [way]
+        return way.split()
     head, _, tail = way.partition(".*.")
     key = tail.partition("=")[0]
     names = [str(name) for name, node in cfg[head].items() if OmegaConf.select(node, key) is not None]
@@ -169,11 +217,12 @@ def expand(way: str, cfg: DictConfig) -> list[str]:
 
 
 def _joined(ways: Iterable[list[str]]) -> list[str]:
-    return [override for way in ways for override in way]
+    """All overrides; of two for one setting the later."""
+    return list({override.partition("=")[0]: override for way in ways for override in way}.values())
 
 
 def _peak(replan: Callable[[list[str]], Plan], overrides: list[str]) -> float:
     try:
         return replan(overrides).peak.total
-    except ValueError:  # this way is none for such a run
+    except (ValueError, HydraException):  # training would refuse it, or such a run has no such setting
         return float("inf")

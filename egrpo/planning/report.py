@@ -8,11 +8,17 @@ from egrpo.planning.memory import ROWS, Phase
 from egrpo.planning.planner import GB, Plan, largest
 
 WIDTH = 11  # of a column
+DECODING = {
+    "eager": "by eager loops",
+    "captured": "by CUDA graphs",
+    "compiled": "by CUDA graphs, the operations of a layer fused",
+}
 
 
 def report(plan: Plan) -> str:
-    """Memory, work, time and assumptions, in this order."""
-    return "\n\n".join([head(plan), memory_table(plan), work_lines(plan), time_table(plan), assumptions(plan)])
+    """Memory, work, time, checkpoints and assumptions, in this order."""
+    parts = [head, memory_table, work_lines, time_table, checkpoint_lines, assumptions]
+    return "\n\n".join(part(plan) for part in parts)
 
 
 def head(plan: Plan) -> str:
@@ -35,7 +41,7 @@ def head(plan: Plan) -> str:
 def memory_table(plan: Plan) -> str:
     """GB by part and phase, and the peak."""
     columns = plan.at_limits
-    lines = ["GB (10^9 bytes) of one device in each phase of a step, all prompts and plans at their limits"]
+    lines = ["GB (10^9 bytes) of one device in each phase, all prompts and plans at their limits"]
     lines.append(_line("", [phase.name for phase in columns]))
     for row in ROWS:
         values = [phase.rows.get(row, 0.0) / GB for phase in columns]
@@ -69,6 +75,7 @@ def time_table(plan: Plan) -> str:
     names = [cost.name for cost in plan.costs]
     tera = [cost.flops * plan.devices / 1e12 for cost in plan.costs]
     seconds = [cost.seconds for cost in plan.costs]
+    exchange = [cost.exchange for cost in plan.costs]
     hours = plan.steps * plan.step_seconds / 3600
     return "\n".join(
         [
@@ -76,8 +83,21 @@ def time_table(plan: Plan) -> str:
             _line("", [*(name[: WIDTH - 1] for name in names), "a step"]),
             _line("TFLOP", [_number(value) for value in [*tera, sum(tera)]]),
             _line("seconds", [_number(value) for value in [*seconds, sum(seconds)]]),
+            *([_line("exchange", [_number(value) for value in [*exchange, sum(exchange)]])] if any(exchange) else []),
+            f"tokens are drawn {DECODING[plan.parts.decoding]}",
             f"{plan.steps:,} rollouts: {hours:,.1f} hours on {plan.devices} x {plan.device.name}, validation left out",
         ]
+    )
+
+
+def checkpoint_lines(plan: Plan) -> str:
+    """Sizes of what is kept, and how long it takes to write."""
+    found = plan.checkpoint
+    best = f"; the best state takes {_number(found.best / GB)} more" if found.best else ""
+    return (
+        f"a checkpoint: {_number(found.state / GB)} GB (trained weights {_number(found.weights / GB)}, optimizer "
+        f"{_number(found.optimizer / GB)}){best}; about {found.seconds:,.0f} s to write, through "
+        f"{_number(found.staged / GB)} GB of host memory of a device; the one that it replaces stays until it is whole"
     )
 
 
@@ -88,22 +108,28 @@ def assumptions(plan: Plan) -> str:
         f"  plans: {a.plan_tokens:g} tokens in the mean (assumptions.plan_tokens), the longest of a batch "
         f"{a.longest_plan:g} times that (.longest_plan), which all others are padded to"
     )
+    offloaded = plan.parts.sharding.offload_optimizer
+    host = f", {a.host_step_gb_s:g} GB/s by an optimizer's step there (.host_step_gb_s)" if offloaded else ""
     lines = [
         "assumed:",
         *([cot] if work.cot else []),
         f"  prompts: {plan.mean.prompt} tokens with the reasoning template (.prompt_tokens), {a.image_prompt_tokens} "
         f"before an image (.image_prompt_tokens); at their limits {plan.limits.prompt} and {plan.limits.image_context}",
-        f"  speed: {a.compute_efficiency:.0%} of the peak in matrix products (.compute_efficiency), "
-        f"{a.memory_efficiency:.0%} of the memory bandwidth (.memory_efficiency), at least {a.launch_ms:g} ms a layer "
-        "and pass (.launch_ms)",
-        "  rewards: operations and activations as published_rewards estimates them; preparing images takes no "
-        "time; of each phase the slowest of computing, memory and launching counts; exchange hides behind nothing",
+        f"  speed: {a.compute_efficiency:.0%} of the peak over whole sequences (.compute_efficiency), "
+        f"{a.memory_efficiency:.0%} of the memory bandwidth (.memory_efficiency); a layer and drawn token take "
+        f"{a.compiled_layer_ms:g} ms more if compiled (.compiled_layer_ms), {a.captured_layer_ms:g} if captured "
+        f"(.captured_layer_ms), and an eager layer and pass {a.launch_ms:g} ms at least (.launch_ms)",
+        f"  exchange: {a.link_efficiency:.0%} of the link between devices (.link_efficiency), {a.host_link_gb_s:g} "
+        f"GB/s to the host (.host_link_gb_s){host}; {a.disk_gb_s:g} GB/s to the disk (.disk_gb_s)",
+        "  rewards: operations, activations and seconds as published_rewards has them",
         "  not counted: the device's context, fragmentation, workspaces and communication buffers, some 1 to 4 GB; "
         "a GB is 10^9 bytes, and a device has some 6 % more than its datasheet says in those",
     ]
-    if plan.parts.sharding.parameters > 1:
-        how = "once a rollout" if a.gather_for_rollout else "layer by layer at every token"
-        lines.append(f"  sharded weights are gathered {how} for sampling (.gather_for_rollout)")
+    if not plan.parts.sharding.whole:
+        how = "from a whole copy (rollout.gather=full)"
+        if not plan.parts.keeps_copy:
+            how = "layer by layer at every token (rollout.gather=shard), which is slow"
+        lines.append(f"  divided weights are read for sampling {how}")
     return "\n".join(lines)
 
 

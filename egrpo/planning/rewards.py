@@ -28,6 +28,8 @@ class RewardModel:
     flops: float  # an image
     activations: int  # bytes at once, of a batch
     source: str  # where its size is from
+    compute_type: str = "float32"  # of its products
+    image_ms: float = 0  # measured, preparation included; computing may take longer
 
 
 def read_rewards(cfg: DictConfig, images: int) -> list[RewardModel]:
@@ -73,7 +75,15 @@ def _read(place: str, name: str, node: Any, published: Any, images: int) -> Rewa
         flops=known["flops"] * scale,
         activations=round(known["activations"] * scale * batch),
         source=source,
+        compute_type=product_type(node),
+        image_ms=float(known.get("image_ms", 0.0)) * scale,
     )
+
+
+def product_type(node: Any) -> str:
+    """Of a reward's products: `precision` where it is set for float32 weights, else the type of the weights."""
+    dtype, precision = str(node.get("dtype", "float32")), str(node.get("precision", "float32"))
+    return precision if dtype == "float32" else dtype
 
 
 def count_parameters(folder: Path) -> int:

@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import (
 from egrpo.base.errors import UserError
 
 MAX_LIVE_PARAMETERS = 10**9  # DeepSpeed's default of stage3_max_live_parameters
+REDUCE_BUCKET = 5 * 10**8  # DeepSpeed's default of reduce_bucket_size; Lightning's own is smaller
 FSDP_SHARDS = {  # what torch's ShardingStrategy of that name cuts: parameters, gradients and optimizer
     "FULL_SHARD": (True, True),
     "SHARD_GRAD_OP": (False, True),
@@ -36,10 +37,15 @@ class Sharding:
     Args:
         parameters, gradients, optimizer, reference: Divisors, 1 = a whole copy on every device.
         offload_parameters, offload_optimizer: The part (for the optimizer its step too) is on the host.
+        stage: Of DeepSpeed ZeRO, 0 = none.
+        by_layer: FSDP2, as `egrpo.training.fsdp` divides a policy: layers one by one, the weights around them together,
+            and what is small and frozen not at all.
         master_weights: The optimizer works on float32 copies of the weights, with float32 states.
-        gradient_copies: Copies of the gradients that are kept beside them for communication.
+        gradient_copies: Copies of the gradients that are kept for communication.
         gradients_stay: Their memory is kept between steps.
         live_parameters: Most parameters gathered at one time while scoring; None = two layers.
+        reduce_bucket: Elements of gradients that DeepSpeed adds up over the ranks at once.
+        overlapped: Two such buckets take turns.
         one_pass: Plans and images share a backward pass: autograd adds up what a weight gets from either, in full size
             however weights are divided, before it goes into its gradient.
         devices: All devices that take part.
@@ -52,10 +58,14 @@ class Sharding:
     reference: int = 1
     offload_parameters: bool = False
     offload_optimizer: bool = False
+    stage: int = 0
+    by_layer: bool = False
     master_weights: bool = False
     gradient_copies: int = 0
     gradients_stay: bool = False
     live_parameters: int | None = None
+    reduce_bucket: int = 0
+    overlapped: bool = False
     one_pass: bool = False
     devices: int = 1
     says: str = "one device holds everything"
@@ -63,7 +73,12 @@ class Sharding:
     @property
     def whole(self) -> bool:
         """Every device has all weights, all the time."""
-        return self.parameters == 1 and not self.offload_parameters
+        return self.stage < 3 and not self.by_layer and self.parameters == 1 and not self.offload_parameters
+
+    @property
+    def keeps_copy(self) -> bool:
+        """Whether an engine of the training step divides the weights, and can keep a whole copy for rollouts."""
+        return self.stage >= 3 or self.by_layer
 
 
 def read_sharding(strategy: Any, devices: int) -> Sharding:
@@ -75,7 +90,8 @@ def read_sharding(strategy: Any, devices: int) -> Sharding:
     kind, arguments = strategy_class(strategy, devices)
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(kind).parameters.items()
+        for parent in reversed(kind.__mro__[:-1])
+        for name, parameter in inspect.signature(parent).parameters.items()
         if parameter.default is not parameter.empty
     }
     values = {**defaults, **arguments}
@@ -84,7 +100,8 @@ def read_sharding(strategy: Any, devices: int) -> Sharding:
     if issubclass(kind, FSDPStrategy):
         return _fsdp(values, devices)
     if issubclass(kind, ModelParallelStrategy):
-        return Sharding(devices, devices, devices, devices, devices=devices, says=f"FSDP2: all cut into {devices}")
+        says = f"FSDP2: layers cut into {devices}"
+        return Sharding(devices, devices, devices, devices, by_layer=True, devices=devices, says=says)
     if issubclass(kind, DDPStrategy):
         copies = 0 if values.get("gradient_as_bucket_view") else 1
         says = f"{devices} devices, each with a whole copy" + (", gradients also in DDP's buckets" if copies else "")
@@ -111,6 +128,8 @@ def _deepspeed(values: Mapping[str, Any], devices: int) -> Sharding:
     if zero is None:
         zero = {"stage": values.get("stage", 2) if values.get("zero_optimization", True) else 0}
         zero |= {f"offload_{part}": {"device": "cpu"} for part in ("optimizer", "param") if values.get(_FLAG[part])}
+        zero |= {name: values[name] for name in ("reduce_bucket_size", "overlap_comm") if name in values}
+    zero = {**zero, **(values.get("zero") or {})}
     stage = int(zero.get("stage", 0))
 
     def offloaded(part: str) -> bool:
@@ -123,8 +142,11 @@ def _deepspeed(values: Mapping[str, Any], devices: int) -> Sharding:
         reference=devices if stage >= 3 else 1,
         offload_parameters=stage >= 3 and offloaded("param"),
         offload_optimizer=offloaded("optimizer"),
+        stage=stage,
         master_weights=True,
-        gradients_stay=True,
+        gradients_stay=stage >= 3 and not offloaded("optimizer"),
+        reduce_bucket=int(float(zero.get("reduce_bucket_size", REDUCE_BUCKET))),
+        overlapped=bool(zero.get("overlap_comm", stage >= 3)),
         live_parameters=int(zero.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS)),
         one_pass=True,
         devices=devices,

@@ -20,22 +20,31 @@ class Assumptions:
     longest_plan: float = 2.0
     prompt_tokens: int = 180
     image_prompt_tokens: int = 30
-    compute_efficiency: float = 0.5
-    memory_efficiency: float = 0.7
-    launch_ms: float = 0.8
+    compute_efficiency: float = 0.35
+    memory_efficiency: float = 0.9
+    compiled_layer_ms: float = 0.07
+    captured_layer_ms: float = 0.145
+    launch_ms: float = 0.9
+    link_efficiency: float = 0.7
     host_link_gb_s: float = 25.0
-    gather_for_rollout: bool = True
+    host_step_gb_s: float = 10.0
+    disk_gb_s: float = 0.8
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "gather_for_rollout" and not value > 0 and name != "launch_ms":
+            if value < 0 or (value == 0 and not name.endswith("_ms")):
                 raise UserError(f"assumptions.{name}={value}: it must be above 0")
         if self.longest_plan < 1:
             raise UserError(
                 f"assumptions.longest_plan={self.longest_plan}: the longest is at least the mean, give 1 on"
             )
-        if max(self.compute_efficiency, self.memory_efficiency) > 1:
-            raise UserError("assumptions.compute_efficiency and .memory_efficiency are shares of the peak, 1 at most")
+        for name in ("compute_efficiency", "memory_efficiency", "link_efficiency"):
+            if getattr(self, name) > 1:
+                raise UserError(f"assumptions.{name}={getattr(self, name)}: it is a share of the peak, 1 at most")
+
+    def layer_ms(self, decoding: str) -> float:
+        """Milliseconds of a layer and token, whatever it reads."""
+        return {"compiled": self.compiled_layer_ms, "captured": self.captured_layer_ms}.get(decoding, self.launch_ms)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,11 @@ class Workload:
     def micro_batches(self) -> int:
         """Passes of scoring, all rows once."""
         return -(-self.rows // self.micro_rows)
+
+    @property
+    def image_positions(self) -> int:
+        """Image tokens of a micro-batch."""
+        return self.micro_rows * self.image_tokens
 
     @property
     def cfg_factor(self) -> int:

@@ -116,7 +116,7 @@ def home_of(device: torch.device, offload: bool) -> torch.device:
 
 
 def dtype_named(dtype: str) -> torch.dtype:
-    """Raises a ValueError unless it is a floating-point type as torch names it."""
+    """Raises a UserError unless it is a floating-point type as torch names it."""
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UserError(f"dtype={dtype!r} is no floating-point type: use float32, bfloat16 or float16")
@@ -124,7 +124,7 @@ def dtype_named(dtype: str) -> torch.dtype:
 
 
 def checked_precision(precision: str, dtype: str) -> str:
-    """Raises a ValueError unless weights of `dtype` can be multiplied like that."""
+    """Raises a UserError unless weights of `dtype` can be multiplied like that."""
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision!r} of a reward is unknown: use {', '.join(PRECISIONS)}")
     if precision != EXACT and dtype != "float32":
@@ -183,13 +183,13 @@ def copied_to(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raises a ValueError where it is below 1."""
+    """Raises a UserError where it is below 1."""
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} of a reward: give at least 1")
 
 
 def check_pairs(images: Sequence[Any], records: Sequence[Any]) -> None:
-    """Raises a ValueError where there are not as many records as images."""
+    """Raises a UserError where there are not as many records as images."""
     if len(images) != len(records):
         raise UserError(f"a reward got {len(images)} images and {len(records)} records: give one record an image")
 

@@ -103,7 +103,7 @@ def _centred(mask: np.ndarray, side: int) -> np.ndarray:
 
 
 def spec_of(record: PromptRecord) -> Spec:
-    """What the prompt asks, from the record's `scene` key; raises ValueError where it has none."""
+    """What the prompt asks, from the record's `scene` key; raises UserError where it has none."""
     try:
         return Spec.from_dict(record.extra["scene"])
     except (KeyError, TypeError) as error:

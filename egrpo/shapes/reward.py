@@ -34,7 +34,7 @@ class OracleReward:
         """N images of 48 x 48 pixels and their records -> [N] float32.
 
         Raises:
-            ValueError: a record does not say what its prompt asks (no `scene` key), or an image has another size.
+            UserError: a record does not say what its prompt asks (no `scene` key), or an image has another size.
         """
         scores = [oracle.score(image, record) for image, record in zip(images, records, strict=True)]
         return torch.tensor([float(score == 1) if self.strict else score for score in scores], dtype=torch.float32)

@@ -7,7 +7,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from omegaconf import DictConfig
 
 from egrpo.base.errors import UserError
 from egrpo.data.datamodule import check_prompts_per_step, check_samples_per_step
@@ -75,6 +78,50 @@ def rollouts_under(usual: RolloutSettings, changes: Mapping[str, Mapping[str, An
                 f"also_validate.{name}.{unknown[0]}: there is no such setting; {nearest(unknown[0], names)}"
             )
     return {name: replace(usual, **{str(k): v for k, v in c.items()}) for name, c in changes.items()}
+
+
+def check_run(cfg: DictConfig) -> None:
+    """Everything that can be said of a composed run before anything is loaded; plans are refused for the same reasons.
+
+    Args:
+        cfg: As conf/train.yaml has it.
+
+    Raises:
+        UserError: training would refuse a setting, or settings that do not go together.
+    """
+    check_trainer(cfg.trainer)
+    instantiate(cfg.module.rollout)
+    instantiate(cfg.module.objective)
+    check_entropy_policy(instantiate(cfg.entropy_policy, _convert_="object"))
+    check_optimizer(instantiate(cfg.optimizer, _convert_="object"), instantiate(cfg.scheduler, _convert_="object"))
+    if divided_by_zero(cfg.trainer.strategy) and cfg.model.get("gradient_checkpointing", False):
+        trainable = cfg.model.get("trainable", ["language_model"])
+        check_recomputed(cfg.model.get("adapter") is None and "language_model" in trainable)
+
+
+def divided_by_zero(strategy: Any) -> bool:
+    """Whether a trainer's `strategy`, as it is configured, has DeepSpeed divide the weights (stage 3)."""
+    if not isinstance(strategy, Mapping | DictConfig):
+        return "deepspeed_stage_3" in str(strategy)
+    if not issubclass(get_class(strategy["_target_"]), DeepSpeedStrategy):
+        return False
+    config = strategy.get("config") or {}
+    zero = config.get("zero_optimization") if isinstance(config, Mapping | DictConfig) else None
+    return int((zero or strategy).get("stage", 2)) == 3
+
+
+def check_recomputed(trains_all_layers: bool) -> None:
+    """Of layers that DeepSpeed divides and the backward pass computes again: torch keeps frozen weights by reference,
+    and would find them released.
+
+    Raises:
+        UserError: some are frozen.
+    """
+    if not trains_all_layers:
+        raise UserError(
+            "model.gradient_checkpointing=true does not go with an adapter on weights that DeepSpeed divides: "
+            "set model.gradient_checkpointing=false, or another strategy, such as strategy=deepspeed_stage_2"
+        )
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from egrpo import distributed
-from egrpo.base.errors import UserError
 from egrpo.policy.rollout_copy import without_hooks
+from egrpo.training.checks import check_recomputed
 from egrpo.training.engines import Engine
 
 
@@ -53,15 +53,11 @@ class ZeroEngine(Engine):
         """Weights are divided already, while they are loaded.
 
         Raises:
-            UserError: frozen weights lie among layers that the backward pass computes again: torch keeps them by
-                reference, and would find them released.
+            UserError: frozen weights lie among layers that the backward pass computes again.
         """
         model = policy.backbone.language_model
-        if self.divided and model.is_gradient_checkpointing and not all(p.requires_grad for p in model.parameters()):
-            raise UserError(
-                "model.gradient_checkpointing=true does not go with an adapter on weights that DeepSpeed divides: "
-                "set model.gradient_checkpointing=false, or another strategy, such as strategy=deepspeed_stage_2"
-            )
+        if self.divided and model.is_gradient_checkpointing:
+            check_recomputed(all(p.requires_grad for p in model.parameters()))
         if self.divided:
             self.keep_rollout_copy(policy)
 

@@ -13,7 +13,8 @@ from egrpo.algorithm.heads import even_rows
 from egrpo.planning import Plan, make_plan
 from egrpo.planning import flops as planned
 from egrpo.planning.activations import image_bytes, kept_logits, kv_cache_bytes, text_bytes
-from egrpo.planning.memory import Phase, all_gradients, phases, standing
+from egrpo.planning.memory import Phase, phases
+from egrpo.planning.standing import all_gradients, standing
 from egrpo.planning.workload import Workload
 from tests.conf.helpers import composed
 from tests.planning.measured import Measured, measure_step, random_janus

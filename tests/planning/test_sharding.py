@@ -31,6 +31,8 @@ DEEPSPEED = {"_target_": "lightning.pytorch.strategies.DeepSpeedStrategy"}
             *((1, 8, 8, 1), (False, False)),
         ),
         ({"_target_": "lightning.pytorch.strategies.ModelParallelStrategy"}, (8, 8, 8, 8), (False, False)),
+        ({"_target_": "egrpo.training.strategies.FSDP2"}, (8, 8, 8, 8), (False, False)),
+        ({"_target_": "egrpo.training.strategies.DeepSpeed", "stage": 3}, (8, 8, 8, 8), (False, False)),
     ],
 )
 def test_divisors_and_offload_on_eight_devices(strategy, divisors, offload):
@@ -54,6 +56,14 @@ def test_deepspeed_keeps_float32_master_weights_and_reads_its_own_file(tmp_path)
     found = read_sharding({**DEEPSPEED, "config": str(file)}, 4)
     assert found.master_weights and found.live_parameters == 5 and found.offload_optimizer
     assert not read_sharding("fsdp", 4).master_weights
+
+
+def test_buckets_are_lightnings_unless_set():
+    ours = {"_target_": "egrpo.training.strategies.DeepSpeed", "stage": 2}
+    for strategy in (ours, "deepspeed_stage_2"):
+        assert read_sharding(strategy, 4).reduce_bucket == 200_000_000 and read_sharding(strategy, 4).overlapped
+    smaller = read_sharding({**ours, "zero": {"reduce_bucket_size": 1e6, "overlap_comm": False}}, 4)
+    assert smaller.reduce_bucket == 1_000_000 and not smaller.overlapped and smaller.stage == 2
 
 
 @pytest.mark.parametrize(
