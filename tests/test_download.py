@@ -253,7 +253,7 @@ def test_without_a_connection_it_says_what_to_bring_where(command, tmp_path, mon
         f"vocab.json, merges.txt of openai/clip-vit-large-patch14 (revision main) into {folder}/hps.original\n",
         f"then python -m egrpo.convert kind=hps source={folder}/hps.original target={folder}/hps\n",
         f"microsoft/git-large-vqav2 (revision main) into {folder}/git\n",
-        f"then python -m egrpo.convert kind=orm source={folder}/orm.original target={folder}/orm\n",
+        f"then python -m egrpo.convert kind=orm source={folder}/orm.original target={folder}/orm",
     ):
         assert words in error
     assert "GroundingDINO" not in error

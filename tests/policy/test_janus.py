@@ -235,7 +235,7 @@ def test_begin_of_sequence_stands_once(policy: JanusPolicy):
     assert policy.reasoning_ids("a")[:2] == [1, policy.tokenizer("B")["input_ids"][0]]
     tokenizer = policy.tokenizer
     policy.tokenizer = lambda text: {"input_ids": [1, *tokenizer(text)["input_ids"]]}
-    policy.tokenizer.bos_token_id = 1
+    policy.tokenizer.bos_token_id, policy.tokenizer.added_tokens_decoder = 1, {}
     assert policy.image_ids("a").count(1) == 1
 
 

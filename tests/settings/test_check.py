@@ -80,8 +80,7 @@ UNKNOWN = [
     (
         "train",
         "+callbacks.best.monitr=val/reward",
-        "callbacks.best.monitr: there is no such setting (lightning.pytorch.callbacks.ModelCheckpoint); "
-        "did you mean monitor?",
+        "callbacks.best.monitr: there is no such setting (egrpo.training.callbacks.Kept); did you mean monitor?",
     ),
     (
         "train",
