@@ -169,7 +169,7 @@ def _backward(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
         found = [
             base.plus(activations=text_bytes(*sizes) + image_bytes(*sizes) + image_layer),
             base.plus(activations=text_bytes(*sizes) + image_layer, gradients=waiting),
-            # The text head's come next, for which the device that holds them under ZeRO-2 makes room for all of its own.
+            # The text head's come next; the device that holds them under ZeRO-2 then makes room for all of its own.
             base.plus(activations=text_bytes(*sizes) + plan_layer, gradients=waiting + new),
         ]
         found = [phase.plus(gathered_weights=reducing(parts)) for phase in found]
