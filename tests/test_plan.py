@@ -87,7 +87,8 @@ def test_7b_on_eight_devices_is_refused_when_replicated(command):
     assert re.search(r"needs \d+\.\d GB on each device, and the H100 SXM 80 GB has 80 \(most of it ", error)
     assert "it would fit with " in error
     ways = error.partition("it would fit with ")[2].split(", or with ")
-    assert all(planned(SEVEN, *way.split()).fits for way in ways)
+    own = ["strategy=auto", "device=h100"]
+    assert all(planned(SEVEN, *given(own, way.split()), *way.split()).fits for way in ways)
 
 
 def test_7b_on_eight_devices_fits_when_sharded_and_sampled_in_chunks():
@@ -110,8 +111,8 @@ def test_7b_on_one_large_device_is_refused_with_a_way_out(command):
 
 
 def test_lora_trains_the_adapter_alone_and_needs_no_second_reference():
-    lora = planned(SEVEN, "model/adapter=lora", "device=h200", "trainer.devices=1", "rollout.batch_size=8")
-    full = planned(SEVEN, "device=h200", "trainer.devices=1", "rollout.batch_size=8")
+    one = [SEVEN, "strategy=auto", "device=h200", "trainer.devices=1", "rollout.batch_size=8"]
+    lora, full = planned(*one, "model/adapter=lora"), planned(*one)
     assert rows(lora.at_limits, "update")["reference"] == 0 and lora.peak.total < full.peak.total
     assert lora.parts.arch.trained < 0.01 * full.parts.arch.trained
     assert lora.parts.arch.parameters == full.parts.arch.parameters + lora.parts.arch.trained

@@ -168,8 +168,9 @@ def _backward(base: Phase, parts: Parts, lengths: Lengths) -> Phase:
         waiting = parts.arch.language_trained_bytes  # what autograd has from images, until plans add theirs
         found = [
             base.plus(activations=text_bytes(*sizes) + image_bytes(*sizes) + image_layer),
-            base.plus(activations=text_bytes(*sizes) + max(image_layer, plan_layer), gradients=waiting),
-            base.plus(activations=text_bytes(*sizes) + plan_layer, gradients=max(waiting, new)),
+            base.plus(activations=text_bytes(*sizes) + image_layer, gradients=waiting),
+            # The text head's come next; the device that holds them under ZeRO-2 then makes room for all of its own.
+            base.plus(activations=text_bytes(*sizes) + plan_layer, gradients=waiting + new),
         ]
         found = [phase.plus(gathered_weights=reducing(parts)) for phase in found]
     if sharding.by_layer:

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import (
 
 from egrpo.base.errors import UserError
 
-MAX_LIVE_PARAMETERS = 10**9  # DeepSpeed's default of stage3_max_live_parameters
+MAX_LIVE_PARAMETERS = 10**9  # DeepSpeed's default of stage3_max_live_parameters and of stage3_max_reuse_distance
 REDUCE_BUCKET = 5 * 10**8  # DeepSpeed's default of reduce_bucket_size; Lightning's own is smaller
 FSDP_SHARDS = {  # what torch's ShardingStrategy of that name cuts: parameters, gradients and optimizer
     "FULL_SHARD": (True, True),
@@ -147,7 +147,10 @@ def _deepspeed(values: Mapping[str, Any], devices: int) -> Sharding:
         gradients_stay=stage >= 3 and not offloaded("optimizer"),
         reduce_bucket=int(float(zero.get("reduce_bucket_size", REDUCE_BUCKET))),
         overlapped=bool(zero.get("overlap_comm", stage >= 3)),
-        live_parameters=int(zero.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS)),
+        live_parameters=max(
+            int(float(zero.get(f"stage3_max_{name}", MAX_LIVE_PARAMETERS)))
+            for name in ("live_parameters", "reuse_distance")
+        ),
         one_pass=True,
         devices=devices,
         says=f"DeepSpeed ZeRO stage {stage} over {devices} devices, float32 master weights and states"

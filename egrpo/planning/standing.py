@@ -145,10 +145,10 @@ def reducing(parts: Parts) -> float:
 
 
 def copying(parts: Parts) -> float:
-    """Taken to gather a bucket of a rollout copy; the tensors and the buffer they arrive in."""
+    """Taken to gather a bucket of a rollout copy."""
     if not parts.keeps_copy:
         return 0.0
-    return 2.0 * max(min(BUCKET, parts.arch.trained), parts.arch.largest) * parts.arch.dtype.itemsize
+    return float(max(min(BUCKET, parts.arch.trained), parts.arch.largest) * parts.arch.dtype.itemsize)
 
 
 def gathered(parts: Parts, reference: bool = False) -> float:
@@ -163,7 +163,8 @@ def gathered(parts: Parts, reference: bool = False) -> float:
         live = FSDP_LIVE_LAYERS * arch.largest_layer + arch.text_matmul.weights
     else:
         live = sharding.live_parameters
-    return float(min(live, arch.parameters) * arch.dtype.itemsize)
+    most = arch.reference_bytes if reference and arch.reference_bytes else arch.parameter_bytes
+    return float(min(live * arch.dtype.itemsize, most))
 
 
 def gathered_for_rollout(parts: Parts) -> float:

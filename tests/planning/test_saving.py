@@ -31,10 +31,28 @@ def test_a_saved_file_is_as_large_as_planned(tmp_path: Path, optimizer: str, pre
     assert plan.checkpoint.state == pytest.approx((tmp_path / "saved.ckpt").stat().st_size, rel=0.02)
 
 
-def test_sizes_by_strategy_and_seconds_at_the_disks_rate():
-    seven = ("+experiment=eg_grpo_janus_pro_7b", "reward_models=nowhere", "assumptions.disk_gb_s=2")
-    trained = 6_910_365_696
-    for strategy, states in (("deepspeed_stage_3", 12), ("fsdp2", 12), ("fsdp2 optimizer=adamw", 4)):
-        found = make_plan(composed("plan", *seven, *f"strategy={strategy}".split())).checkpoint
-        assert (found.weights, found.optimizer, found.best) == (2 * trained, states * trained, 0)
-        assert found.seconds == (2 + states) * trained / 2e9 and found.staged == 2 * trained + states * trained / 8
+SEVEN = ("+experiment=eg_grpo_janus_pro_7b", "reward_models=nowhere", "assumptions.disk_gb_s=2")
+TRAINED = 6_910_365_696
+
+
+@pytest.mark.parametrize(
+    "strategy, states, staged",
+    [
+        ("deepspeed_stage_3", 12, 0),  # DeepSpeed writes at once
+        ("fsdp2", 12, 14 * TRAINED / 8),
+        ("fsdp2 optimizer=adamw", 4, 6 * TRAINED / 8),
+        ("auto", 12, 14 * TRAINED),
+    ],
+)
+def test_sizes_by_strategy_and_seconds_at_the_disks_rate(strategy: str, states: int, staged: float):
+    found = make_plan(composed("plan", *SEVEN, *f"strategy={strategy}".split())).checkpoint
+    assert (found.weights, found.optimizer, found.best) == (2 * TRAINED, states * TRAINED, 0)
+    assert found.seconds == (2 + states) * TRAINED / 2e9 and found.staged == staged
+    assert found.waiting == (staged / 25e9 if staged else found.seconds)
+
+
+def test_the_best_state_is_its_weights_unless_more_is_asked_for():
+    shapes = ("+experiment=shapes_eg_grpo", "device=cpu")
+    for asked, wanted in (("false", "weights"), ("true", "state")):
+        found = make_plan(composed("plan", *shapes, f"callbacks.best.save_optimizer={asked}")).checkpoint
+        assert found.best == getattr(found, wanted) > 0

@@ -51,7 +51,8 @@ def test_ddp_keeps_gradients_twice_unless_buckets_are_the_gradients():
 
 def test_deepspeed_keeps_float32_master_weights_and_reads_its_own_file(tmp_path):
     file = tmp_path / "zero.json"
-    zero = {"stage": 3, "stage3_max_live_parameters": 5, "offload_optimizer": {"device": "cpu"}}
+    limits = {"stage3_max_live_parameters": 5, "stage3_max_reuse_distance": 3}  # what is used again soon stays, too
+    zero = {"stage": 3, **limits, "offload_optimizer": {"device": "cpu"}}
     file.write_text(json.dumps({"zero_optimization": zero}))
     found = read_sharding({**DEEPSPEED, "config": str(file)}, 4)
     assert found.master_weights and found.live_parameters == 5 and found.offload_optimizer
