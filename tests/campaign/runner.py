@@ -25,6 +25,7 @@ from tests.campaign.case import Case
 REPO = Path(__file__).resolve().parents[2]
 KINDS = ("clear", "unclear", "traceback", "silent", "hang", "lost")
 ENDS = ("error: ", "stopped by ")  # how the sentence of a command that did not succeed begins
+PROGRESS = re.compile(r"\d+%\||\d+it \[")  # a bar that a library drew before
 LONGEST = 12  # lines of a sentence: one a fault
 
 
@@ -84,7 +85,7 @@ def _gone(case: Case, folder: Path, before: dict[str, str]) -> list[str]:
 
 
 def _kind(case: Case, ended: Ended, gone: list[str], folder: Path) -> tuple[str, str]:
-    said = ended.err.strip()
+    said = "\n".join(line for line in ended.err.splitlines() if not PROGRESS.search(line)).strip()
     last = said.splitlines()[-1] if said else "nothing on stderr"
     if ended.code is None or ended.seconds > case.limit:
         return "hang", f"{ended.seconds:.0f} s"
