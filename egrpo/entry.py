@@ -29,7 +29,7 @@ from egrpo.base.files import REMEDIES, cannot_write, write_whole
 from egrpo.base.stopping import Stopped
 from egrpo.launch import SILENT, LaunchError, in_sweep, is_from_launcher, prepare_rank
 from egrpo.paths import config_dir
-from egrpo.settings import check_folder, check_settings, check_words, explained, explained_part
+from egrpo.settings import check_folder, check_settings, check_words, explained, explained_key, explained_part
 
 # Errors whose message is written for the user; all others keep their traceback. An OSError that names a file is one.
 EXPECTED = (UserError, HydraException, OmegaConfBaseException)
@@ -229,6 +229,8 @@ def _sentence(error: BaseException, folder: Path | None) -> str:
         return str(cannot_write(error, folder))
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OmegaConfBaseException):
+        return explained_key(error)
     return str(error).strip()
 
 

@@ -17,6 +17,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 
 from egrpo.base.errors import UserError
 from egrpo.paths import config_dir
@@ -27,6 +28,8 @@ from egrpo.settings.signatures import parameters_of
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 NO_SUCH_KEY = re.compile(r"Could not (override|delete from config)\W+([\w.@/]+)'")
+MISSING = re.compile(r"Missing mandatory value: ([\w.]+)")
+UNRESOLVED = re.compile(r"Interpolation key '([\w.]+)' not found")
 NOT_ONE_VALUE = re.compile(r"(?:Sweep parameters|Ambiguous value for argument) '(.*?)'(?: requires|\n)", re.DOTALL)
 
 
@@ -42,6 +45,8 @@ def check_words(words: Sequence[str], folder: str = "") -> None:
         UserError: one of these.
     """
     for word in words:
+        if not word.strip():
+            raise UserError("an override is empty (a variable that is not set?): leave it out, or write key=value")
         key, equals, value = word.partition("=")
         if equals and key.lstrip("+") in FOLDERS and not value.strip("'\" "):
             raise UserError(_no_folder(key))
@@ -105,6 +110,16 @@ def explained(error: HydraException, root: str) -> Exception:
     if found := NO_SUCH_KEY.search(text):
         return UserError(_no_such_key(found[2], known_settings(root), removed=found[1] != "override"))
     return error
+
+
+def explained_key(error: OmegaConfBaseException) -> str:
+    """OmegaConf's error about a key without a value as a sentence; any other one as it is."""
+    text, key = str(error).strip(), str(error.full_key or "")
+    if found := MISSING.search(text):
+        return f"{found[1]} is not set: give it as {found[1]}=VALUE"
+    if found := UNRESOLVED.search(text):
+        return f"{key} refers to {found[1]}, which is not set: give it as {found[1]}=VALUE"
+    return text
 
 
 def explained_part(error: InstantiationException) -> BaseException:

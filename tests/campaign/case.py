@@ -49,4 +49,6 @@ class Case:
 
 def refused(command: str, *rows: tuple[str, str, str], **rest: Any) -> list[Case]:
     """Cases of one command, a row each: words separated by two blanks, what names the fault, what names the remedy."""
-    return [Case(command, tuple(words.split("  ")), (names, remedy), **rest) for words, names, remedy in rows]
+    return [
+        Case(command, tuple(filter(None, words.split("  "))), (names, remedy), **rest) for words, names, remedy in rows
+    ]

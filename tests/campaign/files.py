@@ -12,15 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-SHAPES = {
-    "_target_": "egrpo.policy.JanusPolicy.from_pretrained",
-    "_partial_": True,
-    "path": "package:egrpo/shapes/assets/janus",
-    "dtype": "float32",
-    "max_plan_tokens": 48,
-    "trainable": ["lm_head"],
-    "adapter": None,
-}
+from tests.test_policies import SHAPES
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 76000000000\n"
 HTML = b"<html><body>404 not found</body></html>"
 
@@ -111,9 +104,11 @@ def run_folder(name: str, last: Any = None, **changes: Any) -> dict[str, Any]:
 
 def summary(strict: float, seed: int = 0, **config: Any) -> str:
     """summary.json of a finished run."""
-    validation = {when: {"strict": strict, "oracle": strict, "prompts": 640} for when in ("before", "after", "gain")}
-    whole = {"validation": validation, "config": {"seed": seed, **config}, "overrides": [f"seed={seed}"]}
-    return json.dumps({**whole, "seconds": {"total": 3.0}})
+    scores = {"strict": strict, "oracle": strict, "prompts": 640, "by_split": {}}
+    validation = {"before": scores, "after": scores, "gain": {"strict": {"mean": 0.1}, "oracle": {"mean": 0.1}}}
+    sizes = {"objective": {"updates_per_rollout": 1}, "data": {"prompts_per_step": 8}, "rollout": {"group_size": 8}}
+    whole = {"validation": validation, "config": {"seed": seed, **sizes, **config}, "overrides": [f"seed={seed}"]}
+    return json.dumps({**whole, "steps": 140, "seconds": {"total": 3.0}})
 
 
 def geneval(**row: Any) -> str:

@@ -19,8 +19,10 @@ READERS = {
 def damaged() -> list[Case]:
     """Every kind of damage from every command that reads a run."""
     cases = []
-    for content, told in CHECKPOINTS.values():
+    for number, (content, told) in enumerate(CHECKPOINTS.values()):
         for command, words in READERS.items():
+            if command != "generate" and number % 2:  # they share their readers
+                continue
             files = run_folder("run", content)
             says = ("last.ckpt" if told not in ("shape", "does not fit this model") else "checkpoint", told)
             cases.append(Case(command, words, says, files=files))
@@ -114,7 +116,7 @@ CASES = [
         ("report.stratum_quantile=0", "stratum_quantile", "above 0"),
         ("report.resamples=3", "resamples", "at least 100"),
         ("processes=0", "processes=0", "from 1"),
-        ("reward=[]", "reward", "give|choose"),
+        ("reward=[]", "refers to reward", "give it as reward="),
         ("reward=[gdino]  reward_models=nowhere", "nowhere/gdino", "egrpo.download"),
         ("hydra.run.dir=taken", "taken|study.json", "hydra.run.dir|remove|folder"),
         ("settings.base.ckpt_path=page", "page", "config.yaml|not the folder|no such"),

@@ -18,7 +18,7 @@ def runs(content: Any, *says: str) -> Case:
 CASES = [
     *refused(
         "collect",
-        ("", "sweep", "missing|give|sweep="),
+        ("", "sweep is not set", "sweep=VALUE"),
         ("sweep=", "sweep= is empty", "name the file or folder"),
         ("sweep=nowhere", "sweep=nowhere", "give the one"),
         ("sweep=empty", "sweep=empty", "give the one"),
@@ -84,8 +84,8 @@ CASES = [
     ),
     *refused(
         "dashboard",
-        ("entity=b", "study", "missing|give|study="),
-        ("study=a", "entity", "missing|give|entity="),
+        ("entity=b", "study is not set", "study=VALUE"),
+        ("study=a", "entity is not set", "entity=VALUE"),
         ("study=a  entity=b  target=", "target= is empty", "name the file or folder"),
         ("study=a  entity=b  target=mine.json", "target=mine.json", "name another file"),
         ("study=a  entity=b  target=folder", "target=folder", "name another file"),
@@ -94,7 +94,7 @@ CASES = [
         ("study=a  entity=b  columns=[x]", "x", "docs/metrics.md|config:|summary:"),
         ("study=a  entity=b  sections.Result=3", r"sections\.Result|Result", "list|docs/metrics.md"),
         ("study=a  entity=b  +sections.Mine=[]", "Mine", "docs/metrics.md|metric"),
-        ("study=a  entity=b  sections={}", "sections", "docs/metrics.md|give"),
+        ("study=a  entity=b  ~sections", "sections", "is not set|no such|give"),
         ("study=  entity=b", "study", "empty|name|give"),
         ("study=a  entity=", "entity", "empty|name|give"),
         files={"mine.json": '{"mine": 1}', "folder/x.txt": "x"},
