@@ -28,7 +28,7 @@ from egrpo.settings.signatures import parameters_of
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 NO_SUCH_KEY = re.compile(r"Could not (override|delete from config)\W+([\w.@/]+)'")
-MISSING = re.compile(r"Missing mandatory value: ([\w.]+)")
+MISSING = re.compile(r"(?:Missing mandatory value: |^Key ')([\w.]+)(?:$|' is not in struct)", re.MULTILINE)
 UNRESOLVED = re.compile(r"Interpolation key '([\w.]+)' not found")
 NOT_ONE_VALUE = re.compile(r"(?:Sweep parameters|Ambiguous value for argument) '(.*?)'(?: requires|\n)", re.DOTALL)
 
