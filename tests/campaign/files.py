@@ -99,7 +99,10 @@ CHECKPOINTS: dict[str, tuple[Any, str]] = {
 
 def run_folder(name: str, last: Any = None, **changes: Any) -> dict[str, Any]:
     """A run's files, below `name`."""
-    return {f"{name}/config.yaml": config(**changes), f"{name}/checkpoints/last.ckpt": last or checkpoint()}
+    return {
+        f"{name}/config.yaml": config(**changes),
+        f"{name}/checkpoints/last.ckpt": checkpoint() if last is None else last,
+    }
 
 
 def summary(strict: float, seed: int = 0, **config: Any) -> str:

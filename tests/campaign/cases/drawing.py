@@ -9,6 +9,7 @@ from typing import Any
 from tests.campaign.case import Case, refused
 from tests.campaign.files import CHECKPOINTS, HTML, POINTER, checkpoint, config, line, run_folder
 
+NO_TENSORS = b"\x02" + bytes(7) + b"{}"  # a whole safetensors file
 READERS = {
     "generate": ("prompts=[a]", "ckpt_path=run"),
     "evaluate": ("ckpt_path=run", "logger=none"),
@@ -39,7 +40,7 @@ def with_config(content: Any, *says: str) -> list[Case]:
     return [Case(command, words, says, files=files) for command, words in READERS.items()]
 
 
-def with_model(command: str, config_json: Any, *says: str, weights: Any = b"") -> Case:
+def with_model(command: str, config_json: Any, *says: str, weights: Any = NO_TENSORS) -> Case:
     """A folder of a model that cannot be loaded."""
     files = {"m/config.json": config_json, "m/model.safetensors": weights}
     return Case(
