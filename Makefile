@@ -15,7 +15,7 @@ STUDIES := $(SWEEPS) findings
 TORCH ?= 2.13.0
 
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-slow studies-quick findings-quick bench bench-gpu lint typecheck format lock check-python clean
+.PHONY: help setup train test test-slow campaign studies-quick findings-quick bench bench-gpu lint typecheck format lock check-python clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ test: $(STAMP) ## Run the fast tests, on up to four cores; pytest arguments in A
 test-slow: $(STAMP) ## Run the slow tests, then studies-quick; with pytest arguments in ARGS the tests alone
 	$(BIN)/python -m pytest -m slow $(ARGS)
 	$(if $(ARGS),,$(MAKE) studies-quick)
+
+campaign: $(STAMP) ## Try hostile and odd inputs of all commands; ARGS="only=convert" for some
+	$(BIN)/python -m tests.campaign $(ARGS)
 
 # A study's own command stands in its yaml's header. What an earlier call left is removed, or it would be gone on with.
 studies-quick: $(STAMP) ## Run every study in its quick form, and collect it; STUDIES="method cot" for some

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from egrpo.base.errors import UserError
 from egrpo.base.targets import claim_file
 from egrpo.base.trackers import check_key
 from egrpo.entry import run
@@ -21,8 +22,14 @@ def dashboard(cfg: DictConfig) -> None:
     """Builds the workspace, writes it down, saves it on W&B where that is asked for.
 
     Raises:
-        UserError: upload=true without a key.
+        UserError: a name is empty, a column is neither of a summary nor of a setting, or upload=true without a key.
     """
+    for key in ("study", "entity", "project"):
+        if not str(cfg[key]).strip():
+            raise UserError(f"{key}= is empty (a variable that is not set?): give its name")
+    strange = [str(column) for column in cfg.columns if not str(column).startswith(("summary:", "config:"))]
+    if strange:
+        raise UserError(f"columns: {strange[0]}: give summary:METRIC or config:SETTING, such as summary:val/strict")
     sections = cast(dict[str, Any], OmegaConf.to_container(cfg.sections))
     workspace = build_workspace(cfg.study, cfg.entity, cfg.project, cfg.group_by, list(cfg.columns), sections)
     target = Path(cfg.target)

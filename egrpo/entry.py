@@ -29,7 +29,7 @@ from egrpo.base.files import REMEDIES, cannot_write, write_whole
 from egrpo.base.stopping import Stopped
 from egrpo.launch import SILENT, LaunchError, in_sweep, is_from_launcher, prepare_rank
 from egrpo.paths import config_dir
-from egrpo.settings import check_folder, check_settings, check_words, explained
+from egrpo.settings import check_folder, check_settings, check_words, explained, explained_key, explained_part
 
 # Errors whose message is written for the user; all others keep their traceback. An OSError that names a file is one.
 EXPECTED = (UserError, HydraException, OmegaConfBaseException)
@@ -96,7 +96,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, folder: str = "", r
     try:
         with stopping.heeded(), redirect_stderr(_WithoutOverrides(sys.stderr)):  # type: ignore[type-var]
             stopping.end_with_parent()
-            check_words(sys.argv[1:])
+            check_words(sys.argv[1:], Path(root).parent.as_posix())
             entry()
     except Stopped as stop:
         _end_stopped(stop, AROUND_JOBS)
@@ -220,7 +220,7 @@ def _cause(error: BaseException) -> BaseException:
     gone = [number for number, link in enumerate(links) if distributed.is_peer_gone(link)]
     cause = error = next((e for e in links[gone[-1] :] if isinstance(e, UserError)), error) if gone else error
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-        cause = cause.__cause__
+        cause = explained_part(cause)
     return error if isinstance(cause, TypeError) else cause
 
 
@@ -229,6 +229,8 @@ def _sentence(error: BaseException, folder: Path | None) -> str:
         return str(cannot_write(error, folder))
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OmegaConfBaseException):
+        return explained_key(error)
     return str(error).strip()
 
 

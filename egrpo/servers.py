@@ -25,7 +25,7 @@ def checked_url(url: str, key: str, secret_key: str, path: str) -> str:
         parts = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise UserError(f"{key}={url} is no URL: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.host:
+    if parts.scheme not in ("http", "https") or not parts.host or (parts.port or 80) > 65535:
         raise UserError(f"{key}={url}: give http://HOST:PORT{path} or https://HOST{path}")
     if parts.userinfo:
         raise UserError(

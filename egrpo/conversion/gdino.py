@@ -157,10 +157,10 @@ def convert(source: Path, target: Path) -> Summary:
     """
     file = find_file(source, [FILE])
     folder = file.parent
+    official = load_state(file, unwrap=["model"], strip="module.")
     tokenizer = read_tokenizer(folder / BERT)
     with torch.device("meta"):
         model = GroundingDinoForObjectDetection(read_config(folder))
-    official = load_state(file, unwrap=["model"], strip="module.")
     state = native_state(official, model.state_dict(), file)
     entries = len(official["bert.embeddings.word_embeddings.weight"])
     if len(tokenizer) > entries:

@@ -67,9 +67,10 @@ def convert(source: Path, target: Path) -> Summary:
         ConversionError: a file is missing, or keys, shapes or vocabulary are not those of the configuration.
     """
     weights = find_file(source, ("HPS_v2.1_compressed.pt", "*.pt", "*.safetensors"))
+    official = load_state(weights, unwrap=("state_dict",), strip="module.")
     tokenizer = load_tokenizer(weights.parent)
     config = read_config(weights.parent / "open_clip_config.json", tokenizer)
-    state = translate(load_state(weights, unwrap=("state_dict",), strip="module."), config, weights)
+    state = translate(official, config, weights)
     with torch.device("meta"):
         model = CLIPModel(config)
     summary = save_converted("hps", model, state, weights, target)

@@ -46,7 +46,9 @@ def free_space(folder: Path) -> int:
 
 
 def check_space(artifacts: Sequence[Artifact], target: Path, keep_originals: bool) -> None:
-    """Raises DownloadError where the disk is too small for what is not finished yet."""
+    """Raises DownloadError where the target is a file, or the disk is too small for what is not finished yet."""
+    if file := next((path for path in (target, *target.parents) if path.is_file()), None):
+        raise DownloadError(f"target={target}: {file} is a file: name a folder")
     todo = [artifact for artifact in artifacts if not artifact.finished(target)]
     # What a stopped run has fetched already takes its space now, and will not take it again.
     begun = sum(f.stat().st_size for a in todo for f in a.originals(target).rglob("*") if f.is_file())

@@ -2,6 +2,6 @@
 
 from egrpo.settings.check import check_settings
 from egrpo.settings.overrides import override
-from egrpo.settings.words import check_folder, check_words, explained
+from egrpo.settings.words import check_folder, check_words, explained, explained_key, explained_part
 
-__all__ = ["check_folder", "check_settings", "check_words", "explained", "override"]
+__all__ = ["check_folder", "check_settings", "check_words", "explained", "explained_key", "explained_part", "override"]

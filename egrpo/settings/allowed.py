@@ -42,9 +42,7 @@ RANGES: dict[str, Any] = {
     **dict.fromkeys(("high_fraction", "low_fraction", "fraction", "decay", "dropout", "stratum_quantile"), Share),
     **dict.fromkeys(("unconditional", "planless", "spoiled_plans", "spoiled_images", "image_share"), Share),
     **dict.fromkeys(("threshold", "counting_threshold"), Share | str),
-    **dict.fromkeys(
-        ("threads", "batch_size", "val_batch_size", "micro_batch_size", "decode_batch", "chunk_size"), Count
-    ),
+    **dict.fromkeys(("batch_size", "val_batch_size", "micro_batch_size", "decode_batch", "chunk_size"), Count),
     **dict.fromkeys(("prompts_per_step", "updates_per_rollout", "top_k", "num_images", "images_per_prompt"), Count),
     **dict.fromkeys(("num_prompts", "plans_per_prompt", "images_per_plan", "plain_images", "processes"), Count),
     **dict.fromkeys(("max_plan_tokens", "max_prompt_tokens", "num_image_tokens", "limit", "held_out"), Count),
@@ -52,6 +50,7 @@ RANGES: dict[str, Any] = {
     **dict.fromkeys(("max_tokens", "vocab_size", "log_every_n_steps", "n_jobs"), Count),
     **dict.fromkeys(("num_warmup_steps", "num_training_steps", "every_n_train_steps", "retries", "digits"), Natural),
     **dict.fromkeys(("n_startup_trials", "n_warmup_steps"), Natural),
+    "threads": Annotated[int, Field(ge=1, le=4096)],
     "max_steps": Annotated[int, Field(ge=-1)],
     "save_top_k": Annotated[int, Field(ge=-1)],
     "splits": list[str] | None,

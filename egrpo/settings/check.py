@@ -50,9 +50,10 @@ def check_settings(cfg: DictConfig, root: str) -> None:
 
 def nearest(name: str, known: Collection[str]) -> str:
     """ "did you mean beta?", or all that there are."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    names = {other.lower(): other for other in sorted(known)}
+    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
     if close:
-        return f"did you mean {close[0]}?"
+        return f"did you mean {names[close[0]]}?"
     return f"choose from {', '.join(sorted(known))}" if known else "it has no settings"
 
 
@@ -87,8 +88,9 @@ class Check:
             place = f"{path}.{key}".lstrip(".")
             if names is not None and key not in names:
                 if not self.is_referred_to(place):
+                    others = {*names, *(known.groups if known is not None else ())}
                     where = f" ({node['_target_']})" if target else ""
-                    self.faults.setdefault(place, f"{place}: there is no such setting{where}; {nearest(key, names)}")
+                    self.faults.setdefault(place, f"{place}: there is no such setting{where}; {nearest(key, others)}")
                 continue
             self.entry(node, key, place, annotations.get(key, Any), None if known is None else known.below.get(key))
         if path in OBJECTS:

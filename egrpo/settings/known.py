@@ -23,10 +23,12 @@ class Known:
     Args:
         below: Key -> what is known of it, for a mapping.
         values: All that stand in some yaml file, where it is none.
+        groups: Names of the command's groups, at its root.
     """
 
     below: dict[str, Known] = field(default_factory=dict)
     values: list[Any] = field(default_factory=list)
+    groups: set[str] = field(default_factory=set)
 
     def add(self, content: Any) -> None:
         """Adds what one yaml file holds at this place."""
@@ -73,6 +75,7 @@ def _add_root(known: Known, conf: Path, root: str) -> None:
                 _add_root(known, conf, entry)
             continue
         group = next(iter(entry)).split()[-1].partition("@")[0].strip("/")
+        known.groups.add(group)
         for path in sorted((conf / group).rglob("*.yaml")):
             _add_choice(known, conf, path)
     content.pop("hydra", None)

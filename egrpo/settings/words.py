@@ -5,12 +5,22 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 
 from egrpo.base.errors import UserError
+from egrpo.paths import config_dir
 from egrpo.settings.check import NAMED, nearest
 from egrpo.settings.known import Known, known_settings
 from egrpo.settings.overrides import override
@@ -18,19 +28,49 @@ from egrpo.settings.signatures import parameters_of
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 NO_SUCH_KEY = re.compile(r"Could not (override|delete from config)\W+([\w.@/]+)'")
+MISSING = re.compile(r"(?:Missing mandatory value: |^Key ')([\w.]+)(?:$|' is not in struct)", re.MULTILINE)
+UNRESOLVED = re.compile(r"Interpolation key '([\w.]+)' not found")
 NOT_ONE_VALUE = re.compile(r"(?:Sweep parameters|Ambiguous value for argument) '(.*?)'(?: requires|\n)", re.DOTALL)
 
 
-def check_words(words: Sequence[str]) -> None:
-    """Refuses a run's folder without a name, which Hydra would take for the current folder, before it writes there.
+def check_words(words: Sequence[str], folder: str = "") -> None:
+    """Refuses what Hydra itself would misunderstand: a run's folder without a name, which it would take for the current
+    one, before it writes there; an override without a key; a number or a truth value as the choice of a group.
+
+    Args:
+        words: The command line.
+        folder: Within `conf`, where the command's groups lie.
 
     Raises:
-        UserError: `hydra.run.dir=` or `hydra.sweep.dir=` is empty.
+        UserError: one of these.
     """
     for word in words:
+        if not word.strip():
+            raise UserError("an override is empty (a variable that is not set?): leave it out, or write key=value")
         key, equals, value = word.partition("=")
         if equals and key.lstrip("+") in FOLDERS and not value.strip("'\" "):
             raise UserError(_no_folder(key))
+        if equals and not key.strip("+~ "):
+            raise UserError(f"{word}: there is no key before the equals sign; an override is written key=value")
+        choices = choices_of(key.lstrip("+"), folder) if equals else []
+        if choices and isinstance(_parsed(word), bool | int | float | dict):
+            raise UserError(f"{word}: {value} is none of its choices; {nearest(value, choices)}")
+
+
+def choices_of(group: str, folder: str = "") -> list[str]:
+    """The names of a group's yaml files, of `conf` or a folder within it; empty where there is no such group."""
+    name = group.partition("@")[0]
+    plain = name and not name.startswith((".", "/")) and ".." not in name
+    found = (Path(config_dir()) / folder / name).glob("*.yaml") if plain else []
+    return sorted(path.stem for path in found if not path.stem.startswith("_"))
+
+
+def _parsed(word: str) -> object:
+    """The value that Hydra reads in an override; the word itself where it reads none, which Hydra reports."""
+    try:
+        return OverridesParser.create().parse_override(word).value()
+    except (HydraException, ValueError):
+        return word
 
 
 def check_folder() -> None:
@@ -57,6 +97,10 @@ def explained(error: HydraException, root: str) -> Exception:
         root: The command's yaml, as in `known_settings`.
     """
     text = str(error)
+    if isinstance(error, MissingConfigException):
+        group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
+        names = [n for n in error.options or [] if not n.startswith("_")] or choices_of(group, root.rpartition("/")[0])
+        return UserError(f"{group}={choice}: there is no such choice; {nearest(choice, names)}") if names else error
     if isinstance(error, OverrideParseException):
         return UserError(f"{text.splitlines()[0]} in {error.override}\n{_quoted(error.override)}")
     if isinstance(error, InstantiationException) or not isinstance(error, ConfigCompositionException):
@@ -66,6 +110,37 @@ def explained(error: HydraException, root: str) -> Exception:
     if found := NO_SUCH_KEY.search(text):
         return UserError(_no_such_key(found[2], known_settings(root), removed=found[1] != "override"))
     return error
+
+
+def explained_key(error: OmegaConfBaseException) -> str:
+    """OmegaConf's error about a key without a value as a sentence; any other one as it is."""
+    text, key = str(error).strip(), str(error.full_key or "")
+    if found := MISSING.search(text):
+        return f"{found[1]} is not set: give it as {found[1]}=VALUE"
+    if found := UNRESOLVED.search(text):
+        return f"{key} refers to {found[1]}, which is not set: give it as {found[1]}=VALUE"
+    return text
+
+
+def explained_part(error: InstantiationException) -> BaseException:
+    """The error that building an object raised; of a `_target_` that cannot be found, and of Lightning's refusal of a
+    setting, one sentence that names the key."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    cause, text = error.__cause__, str(error)
+    if cause is None:
+        return error
+    key = text.rpartition("full_key: ")[2].strip() if "full_key: " in text else ""
+    if text.startswith("Error locating target"):
+        name = text.split("'")[1]
+        why = str(cause).rpartition("\n")[2] or str(cause)
+        told = UserError(f"{key}._target_={name}".lstrip(".") + f" cannot be imported: {why}")
+    elif isinstance(cause, MisconfigurationException):
+        told = UserError(f"{key}: {cause}; set it right with {key}.NAME=VALUE")
+    else:
+        return cause
+    told.__cause__ = cause
+    return told
 
 
 def _quoted(word: str) -> str:
@@ -88,6 +163,8 @@ def _no_such_key(key: str, known: Known | None, removed: bool) -> str:
             hint = "" if entry in others else nearest(entry, others)
             meant = hint.replace("did you mean ", f"did you mean {place}.") + " " if hint.startswith("did") else ""
             return f"{key}: there is no such entry in {place}; {meant}A new one is added with a plus: +{key}=..."
+    while above and not _names(known, above):  # what is above is not known either: that is the misspelt one
+        above, _, name = above.rpartition(".")
     hint = nearest(name, _names(known, above))
     if above and hint.startswith("did you mean"):
         hint = hint.replace("did you mean ", f"did you mean {above}.")

@@ -159,6 +159,9 @@ def check_devices(settings: Mapping[str, Any]) -> None:
         raise UserError(
             f"trainer.accelerator={name}: this machine has none (it has {', '.join(there)}); give auto or cpu"
         )
+    few = devices == [] or (isinstance(devices, int) and devices < (1 if kind == "cpu" else -1)) or devices == 0
+    if few:
+        raise UserError(f"trainer.devices={devices}: give at least 1, or auto")
     if kind == "cpu":
         return
     count = kinds[kind].auto_device_count()
