@@ -31,11 +31,14 @@ RUN = [
     "callbacks={best: null, checkpoint: null, samples: null, entropy: null}",
 ]
 LENGTHS = ["plan_tokens=14", "longest_plan=1", "prompt_tokens=30", "image_prompt_tokens=6"]
-# DeepSpeed's own buckets would be larger than the model.
-BUCKETS = "+trainer.strategy.zero={reduce_bucket_size: 1000000, stage3_param_persistence_threshold: 100}"
+# DeepSpeed's own sizes would be larger than the model.
+ZERO = "+trainer.strategy.zero={reduce_bucket_size: 1000000"
 STRATEGIES = {
-    "ZeRO-2": ["strategy=deepspeed_stage_2", BUCKETS],
-    "ZeRO-3": ["strategy=deepspeed_stage_3", BUCKETS],
+    "ZeRO-2": ["strategy=deepspeed_stage_2", ZERO + "}"],
+    "ZeRO-3": [
+        "strategy=deepspeed_stage_3",
+        ZERO + ", stage3_param_persistence_threshold: 100, stage3_prefetch_bucket_size: 0}",
+    ],
     "FSDP2": ["strategy=fsdp2"],
 }
 
