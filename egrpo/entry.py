@@ -227,6 +227,8 @@ def _cause(error: BaseException) -> BaseException:
 def _sentence(error: BaseException, folder: Path | None) -> str:
     if isinstance(error, OSError) and error.errno in REMEDIES and not isinstance(error, UserError):
         return str(cannot_write(error, folder))
+    if isinstance(error, FileExistsError) and error.filename:
+        return f"{error.filename} is a file: name a folder in its place"
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, OmegaConfBaseException):

@@ -33,6 +33,8 @@ def search(cfg: DictConfig) -> None:
     Raises:
         UserError: no trial came to its end, or the space is not one.
     """
+    if not str(cfg.name).strip():
+        raise UserError("name= is empty (a variable that is not set?): give the search a name")
     folder = Path(cfg.folder)
     space = cast(dict[str, dict[str, Any]], OmegaConf.to_container(cfg.space, resolve=True))
     trials = Trials(folder, list(cfg.overrides), list(cfg.seeds), cfg.score, cfg.threads)

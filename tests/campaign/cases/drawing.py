@@ -94,7 +94,7 @@ CASES = [
         "evaluate",
         ("checkpoints=all", "checkpoints=all", "ckpt_path"),
         ("checkpoints=some", "checkpoints=some", "checkpoints=all"),
-        ("checkpoints=all  ckpt_path=none", "none/checkpoints", "name the folder of a run"),
+        ("checkpoints=all  ckpt_path=none", "none/checkpoints", "there: none"),
         ("checkpoints=all  ckpt_path=bad", r"last\.ckpt", "other things than tensors"),
         files={"none/config.yaml": config(), **run_folder("bad", CHECKPOINTS["code"][0])},
     ),
