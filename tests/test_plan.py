@@ -154,7 +154,7 @@ def test_settings_out_of_range_are_refused(overrides, message):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("device=abacus", "Could not find 'device/abacus'"),
+        ("device=abacus", "device=abacus: there is no such choice; choose from a100_40gb"),
         ("model.path=nowhere", "model.path=nowhere holds no config.json, so its sizes are not known"),
     ],
 )

@@ -97,8 +97,8 @@ def checkpoint_lines(plan: Plan) -> str:
     how = "for which training waits"
     if found.staged:
         how = (
-            f"while training continues after {found.waiting:,.1f} s, from {_number(found.staged / GB)} GB of a "
-            "process's host memory"
+            f"while training continues after {found.waiting:,.1f} s, from {_number(found.staged / GB)} GB of a process's"
+            " host memory"
         )
     return (
         f"a checkpoint: {_number(found.state / GB)} GB (trained weights {_number(found.weights / GB)}, optimizer "

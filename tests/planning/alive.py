@@ -92,7 +92,6 @@ class AliveRecorder(Callback):
         self.folder, self.clock = Path(folder), AliveClock()
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.clock.total = pl_module.clock.total
         self.clock.peaks["before"] = Alive().peak
         pl_module.clock = self.clock
 
