@@ -96,10 +96,8 @@ def checkpoint_lines(plan: Plan) -> str:
     best = f"; the best state takes {_number(found.best / GB)} more" if found.best else ""
     how = "for which training waits"
     if found.staged:
-        how = (
-            f"while training continues after {found.waiting:,.1f} s, from {_number(found.staged / GB)} GB of a process's"
-            " host memory"
-        )
+        staged = _number(found.staged / GB)
+        how = f"while training continues after {found.waiting:,.1f} s, from {staged} GB of a process's host memory"
     return (
         f"a checkpoint: {_number(found.state / GB)} GB (trained weights {_number(found.weights / GB)}, optimizer "
         f"{_number(found.optimizer / GB)}){best}; about {found.seconds:,.0f} s to write, {how}; the one that it "
