@@ -62,7 +62,7 @@ CASES = [
         ("storage=mongo", "storage=mongo", "choose journal or sqlite"),
         ("storage=postgresql://nobody@localhost:1/x", "storage", "cannot be read"),
         ("storage=nosuch://x", "storage", "cannot be read"),
-        ("space.lr={key:optimizer.lr}", r"space\.lr", "choices, or low and high"),
+        ("+space.x={key:optimizer.lr}", r"space\.x", "choices, or low and high"),
         ("space.lr.low=1", r"space\.lr", "low must not be above high"),
         ("space.lr.low=0", r"space\.lr", "with log=true above 0"),
         ("space.lr.low=abc", r"space\.lr", "numbers"),
