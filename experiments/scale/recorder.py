@@ -26,6 +26,10 @@ class PhaseMemory(Clock):
         super().__init__()
         self.peaks: dict[str, float] = {}
 
+    def take_over(self, before: Clock) -> None:
+        """Continues the totals of the clock that the run had until now."""
+        self._total.update(before.total)
+
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         if torch.cuda.is_available():
@@ -58,7 +62,7 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.before = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-        self.memory.total = pl_module.clock.total
+        self.memory.take_over(pl_module.clock)
         pl_module.clock = self.memory
         save = trainer.strategy.save_checkpoint
 

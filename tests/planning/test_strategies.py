@@ -28,7 +28,7 @@ RUN = [
     *("rollout.group_size=4", "rollout.cfg_weight=1.5", "data.prompts_per_step=4", "objective.micro_batch_size=4"),
     *("reward=[python]", "reward.python.reward.function=tests.training.pieces.red_share", "judge=none", "logger=none"),
     *("trainer.max_steps=2", "trainer.limit_val_batches=0", "baseline_temperatures=[]"),
-    "callbacks={best: null, checkpoint: null, samples: null, entropy: null}",
+    *(f"callbacks.{name}=null" for name in ("best", "checkpoint", "samples", "entropy")),
 ]
 LENGTHS = ["plan_tokens=14", "longest_plan=1", "prompt_tokens=30", "image_prompt_tokens=6"]
 # DeepSpeed's own sizes would be larger than the model.
