@@ -63,8 +63,12 @@ class ZeroEngine(Engine):
 
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
+        """As `Engine.gathered`, once DeepSpeed has released what it fetched ahead for the modules that it expects next:
+        a weight in flight can neither be read nor divided again."""
         import deepspeed
 
+        optimizer: Any = self.module.trainer.model.optimizer
+        getattr(optimizer, "parameter_offload", optimizer).partition_all_parameters()
         with deepspeed.zero.GatheredParameters(list(parameters)):
             yield [p.data for p in parameters]
 

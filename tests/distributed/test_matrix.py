@@ -42,6 +42,17 @@ def test_two_ranks_take_the_steps_of_one(alone, prompts, tmp_path, overrides: li
         assert all(value <= 1e-5 for value in apart.values()), apart
 
 
+@pytest.mark.slow
+def test_weights_that_deepspeed_fetches_ahead(alone, prompts, tmp_path):
+    """The shapes model's weights are so small that DeepSpeed leaves them whole; here it divides them and fetches them
+    before they are needed, also while a rollout's copy is refreshed."""
+    words = ("trainer.devices=2", "strategy=deepspeed_stage_3", "trainer.precision=32-true")
+    words += ("+trainer.strategy.zero={stage3_param_persistence_threshold: 100}",)
+    ranks = on_ranks(trajectory, tmp_path / "call", prompts, tmp_path / "run", *words)
+    apart = difference(alone, ranks[0])
+    assert all(value <= 1e-5 for value in apart.values()), apart
+
+
 @pytest.mark.parametrize(
     "strategy", ["ddp", *[pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp2", "deepspeed_stage_3")]]
 )
