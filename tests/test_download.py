@@ -266,7 +266,10 @@ def test_a_disk_too_small_is_told_before_anything_is_fetched(hub, command, tmp_p
 
 
 def test_a_wrong_name_lists_the_right_ones(command):
-    assert "janus_pro_1b" in command("what=janus")[1] and "rewards" in command()[1]
+    assert (
+        "what=janus: there is no such choice; did you mean janus_pro" in command("what=janus")[1]
+        and "rewards" in command()[1]
+    )
 
 
 # The tables.

@@ -13,7 +13,7 @@ from tests.campaign.runner import KINDS, judge
 
 CHEAP = [
     *("collect sweep=nowhere", "collect sweep=empty/x.txt", "dashboard study=a entity=b target=mine.json"),
-    *("download what=everything", "train study.name=${x", "train =1", "train cot=true", "train logger=wandbb"),
+    *("download what=everything", "train study.name=${x", "train =1", "train cot=true"),
     *("convert kind=hps source=nowhere target=out", "export run=nowhere", "search storage=mongo"),
 ]
 COMMANDS = {

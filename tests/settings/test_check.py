@@ -165,6 +165,7 @@ def test_what_documentation_shows_and_libraries_take_is_accepted(root, overrides
 
 SEED = "give a whole number from 0 to 4294967295"
 COUNT = "give a whole number from 1 on"
+THREADS = "give a whole number from 1 to 4096"
 VALUES = [
     ("train", "rollout.group_size=2.5", "give a whole number from 2 on"),
     ("train", "rollout.group_size=1", "give a whole number from 2 on"),
@@ -183,9 +184,9 @@ VALUES = [
     ("train", "seed=-1", SEED),
     ("train", "seed=1.5", SEED),
     ("train", "seed=4294967296", SEED),
-    ("train", "threads=0", COUNT),
-    ("train", "threads=null", COUNT),
-    ("train", "threads=two", COUNT),
+    ("train", "threads=0", THREADS),
+    ("train", "threads=null", THREADS),
+    ("train", "threads=two", THREADS),
     ("train", "optimizer.lr=abc", "give a number from 0 on"),
     ("train", "optimizer.lr=-1", "give a number from 0 on"),
     ("train", "optimizer.lr=nan", "give a finite number"),

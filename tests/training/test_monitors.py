@@ -18,9 +18,7 @@ def test_a_misspelt_metric_of_the_validation_is_refused_before_anything_is_measu
     with pytest.raises(UserError) as caught:
         runs.run(tmp_path, "callbacks.best.monitor=val/rewardd")
     said = str(caught.value)
-    assert said.startswith(
-        "ModelCheckpoint watches monitor=val/rewardd, which no metric is called; did you mean val/reward?"
-    )
+    assert said.startswith("Kept watches monitor=val/rewardd, which no metric is called; did you mean val/reward?")
     for name in ("val/oracle", "val/strict", "val/reward/brightness", "val/strict/seen", "val/reward/unseen_prompt"):
         assert name in said
     assert not (tmp_path / "checkpoints").exists()
