@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 OTHER_TYPES = ("null", "true", "false", "nan", "inf")  # words that are no text, in any case
 
 

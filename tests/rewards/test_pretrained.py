@@ -32,7 +32,10 @@ def folder(tmp_path_factory) -> Path:
     )
     with torch.device("meta"):
         model = CLIPTextModel(config).bfloat16()
-    model.to_empty(device="cpu").save_pretrained(target)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)  # what was in memory may hold NaN
+    model.save_pretrained(target)
     return target
 
 
@@ -62,16 +65,16 @@ def test_an_offloaded_model_costs_no_memory_of_its_own_after_its_use(folder):
 
 @pytest.mark.parametrize("offload, wanted", [(False, {"device_map": {"": torch.device("cuda", 1)}}), (True, {})])
 def test_weights_go_straight_to_the_gpu_that_computes(monkeypatch, tmp_path, offload, wanted):
-    asked = {}
+    asked, model = {}, torch.nn.Linear(1, 1)
 
     def from_pretrained(path, *, local_files_only, output_loading_info, **settings):
         asked.update(settings)
-        return "model", {"missing_keys": []}
+        return model, {"missing_keys": []}
 
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     kind = SimpleNamespace(config_class=SimpleNamespace(model_type="clip"), from_pretrained=from_pretrained)
-    assert load_model(kind, tmp_path, "hps", "cuda:1", offload) == "model" and asked == wanted
+    assert load_model(kind, tmp_path, "hps", "cuda:1", offload) is model and asked == wanted
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -22,6 +22,8 @@ PARSER = OverridesParser.create()
             "a=b",
             "#",
             "~/x",
+            "/tmp/a-b/c_0.d",
+            "/",
             "tail\\",
             "it\\'s",
             "a\\b",
